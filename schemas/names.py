@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every name that stands in an API object, once.
+
+A name here is a promise: clients written for GKE match on these strings. Anything that GKE does
+not define lives under ``podsnap.dev``, so that it can never be mistaken for a field of theirs.
+"""
+
+from typing import Final
+
+GROUP: Final = "podsnapshot.gke.io"
+VERSION: Final = "v1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+
+OWN_GROUP: Final = "podsnap.dev"
+OWN_API_VERSION: Final = f"{OWN_GROUP}/v1alpha1"
+
+# -- labels and annotations of the contract
+PS_NAME_ANNOTATION: Final = f"{GROUP}/ps-name"
+ORIGIN_POD_ANNOTATION: Final = f"{GROUP}/origin-pod"
+ORIGIN_NODE_ANNOTATION: Final = f"{GROUP}/origin-node"
+TRIGGERED_BY_LABEL: Final = "gke-pod-snapshot-triggered-by"
+FINALIZER: Final = f"{GROUP}/podsnapshot-finalizer"
+
+# -- labels and annotations of our own
+ORIGIN_POD_UID_ANNOTATION: Final = f"{OWN_GROUP}/origin-pod-uid"
+TRIGGER_UID_ANNOTATION: Final = f"{OWN_GROUP}/trigger-uid"
+TRIGGER_TYPE_ANNOTATION: Final = f"{OWN_GROUP}/trigger-type"
+POLICY_UID_ANNOTATION: Final = f"{OWN_GROUP}/policy-uid"
+GIT_REVISION_ANNOTATION: Final = f"{OWN_GROUP}/git-revision"
+LOCATION_ANNOTATION: Final = f"{OWN_GROUP}/location"
+ORIGIN_NODE_LABEL: Final = f"{OWN_GROUP}/origin-node"
+IDENTITY_LABEL: Final = f"{OWN_GROUP}/identity"
+NODE_FACTS_ANNOTATION: Final = f"{OWN_GROUP}/node-facts"
+
+# -- field managers (who writes what: ARCHITECTURE.md, section 2)
+CONTROLLER_MANAGER: Final = "podsnap-controller"
+CAPTURE_MANAGER: Final = "podsnap-capture"
+ACCESS_MANAGER: Final = "podsnap-access"
+GITSOURCE_MANAGER: Final = "podsnap-gitsource"
+AGENT_MANAGER: Final = "podsnap-agent"
+
+# -- conditions
+CHECKPOINT: Final = "Checkpoint"
+STORAGE_REPLICATED: Final = "StorageReplicated"
+READY: Final = "Ready"
+TRIGGERED: Final = "Triggered"
+POD_RESTORED: Final = "PodRestored"
+
+# -- the event of the contract, always on the Pod
+EVENT_REASON: Final = "GKEPodSnapshotting"
+
+GVISOR_HANDLER: Final = "runsc"
+SYSTEM_NAMESPACE: Final = "podsnap-system"
+CONTROLLER_SERVICE_ACCOUNT: Final = "podsnap-controller"
+AGENT_SERVICE_ACCOUNT: Final = "podsnap-agent"
+NODE_LEASE_PREFIX: Final = "podsnap-node-"
