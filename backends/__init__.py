@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Every touch of the outside: Kubernetes, objects, Git, telemetry, the clock."""

@@ -49,7 +49,8 @@ POD_RESTORED: Final = "PodRestored"
 # -- the event of the contract, always on the Pod
 EVENT_REASON: Final = "GKEPodSnapshotting"
 
-GVISOR_HANDLER: Final = "runsc"
+# RuntimeClass handlers that mean gVisor: upstream's name, and GKE's.
+GVISOR_HANDLERS: Final = frozenset({"runsc", "gvisor"})
 SYSTEM_NAMESPACE: Final = "podsnap-system"
 CONTROLLER_SERVICE_ACCOUNT: Final = "podsnap-controller"
 AGENT_SERVICE_ACCOUNT: Final = "podsnap-agent"

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs of the Kubernetes API, on plain dictionaries.
+
+Every write says who writes (the field manager), and every write that depends on what was read says
+so by UID or resourceVersion.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from backends.kube.transport import DEFAULT_LIMIT_S, Stream, Transport
+
+_PAGE: Final = "500"
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A kind as the API serves it."""
+
+    group: str
+    version: str
+    plural: str
+    kind: str
+    namespaced: bool = True
+
+    def path(self, *, namespace: str | None = None, name: str = "", subresource: str = "") -> str:
+        """Return the path of a collection, an object or a subresource."""
+        parts = ["/api" if not self.group else f"/apis/{self.group}", self.version]
+        if self.namespaced and namespace:
+            parts += ["namespaces", namespace]
+        parts.append(self.plural)
+        return "/".join([*parts, *filter(None, (name, subresource))])
+
+
+_SNAPSHOT_GROUP = "podsnapshot.gke.io"
+POD_SNAPSHOTS: Final = Resource(_SNAPSHOT_GROUP, "v1", "podsnapshots", "PodSnapshot")
+POD_SNAPSHOT_POLICIES: Final = Resource(
+    _SNAPSHOT_GROUP, "v1", "podsnapshotpolicies", "PodSnapshotPolicy"
+)
+POD_SNAPSHOT_MANUAL_TRIGGERS: Final = Resource(
+    _SNAPSHOT_GROUP, "v1", "podsnapshotmanualtriggers", "PodSnapshotManualTrigger"
+)
+POD_SNAPSHOT_STORAGE_CONFIGS: Final = Resource(
+    _SNAPSHOT_GROUP,
+    "v1",
+    "podsnapshotstorageconfigs",
+    "PodSnapshotStorageConfig",
+    namespaced=False,
+)
+GIT_SOURCES: Final = Resource("podsnap.dev", "v1alpha1", "gitsources", "GitSource")
+PODS: Final = Resource("", "v1", "pods", "Pod")
+EVENTS: Final = Resource("", "v1", "events", "Event")
+LEASES: Final = Resource("coordination.k8s.io", "v1", "leases", "Lease")
+RUNTIME_CLASSES: Final = Resource(
+    "node.k8s.io", "v1", "runtimeclasses", "RuntimeClass", namespaced=False
+)
+
+
+class KubeClient:
+    """Verbs over one transport."""
+
+    def __init__(self, transport: Transport) -> None:
+        """Use the transport's identity."""
+        self._transport = transport
+
+    def get(
+        self,
+        resource: Resource,
+        name: str,
+        *,
+        namespace: str | None = None,
+        timeout_s: float = DEFAULT_LIMIT_S,
+    ) -> dict[str, Any]:
+        """Return one object."""
+        path = resource.path(namespace=namespace, name=name)
+        return self._transport.request("GET", path, timeout_s=timeout_s)
+
+    def list(
+        self,
+        resource: Resource,
+        *,
+        namespace: str | None = None,
+        field_selector: str | None = None,
+        label_selector: str | None = None,
+    ) -> tuple[list[dict[str, Any]], str]:
+        """Return all objects, read page by page, and the resourceVersion of the list."""
+        items: list[dict[str, Any]] = []
+        params = _selectors(field_selector, label_selector) | {"limit": _PAGE}
+        while True:
+            page = self._transport.request("GET", resource.path(namespace=namespace), params=params)
+            items += page.get("items") or ()
+            metadata = page.get("metadata") or {}
+            if not metadata.get("continue"):
+                return items, metadata.get("resourceVersion", "")
+            params["continue"] = metadata["continue"]
+
+    def watch(  # noqa: PLR0913 - the parameters of a watch
+        self,
+        resource: Resource,
+        *,
+        resource_version: str,
+        namespace: str | None = None,
+        field_selector: str | None = None,
+        label_selector: str | None = None,
+        duration_s: int = 290,
+    ) -> Stream:
+        """Open a watch with bookmarks from a resourceVersion; the server ends it in time."""
+        params = _selectors(field_selector, label_selector) | {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": resource_version,
+            "timeoutSeconds": str(duration_s),
+        }
+        return self._transport.stream(
+            resource.path(namespace=namespace), params=params, read_timeout_s=duration_s + 15
+        )
+
+    def create(
+        self, resource: Resource, body: Mapping[str, Any], *, field_manager: str
+    ) -> dict[str, Any]:
+        """Create an object.
+
+        Raises:
+            AlreadyExists: the name is taken.
+        """
+        namespace = body["metadata"].get("namespace")
+        return self._transport.request(
+            "POST",
+            resource.path(namespace=namespace),
+            params={"fieldManager": field_manager},
+            body=body,
+        )
+
+    def replace(
+        self, resource: Resource, body: Mapping[str, Any], *, field_manager: str
+    ) -> dict[str, Any]:
+        """Replace an object; its resourceVersion is the precondition.
+
+        Raises:
+            Conflict: it changed since it was read.
+        """
+        metadata = body["metadata"]
+        return self._transport.request(
+            "PUT",
+            resource.path(namespace=metadata.get("namespace"), name=metadata["name"]),
+            params={"fieldManager": field_manager},
+            body=body,
+        )
+
+    def apply(
+        self,
+        resource: Resource,
+        body: Mapping[str, Any],
+        *,
+        field_manager: str,
+        subresource: str = "",
+        force: bool = False,
+    ) -> dict[str, Any]:
+        """Apply on the server side; what an earlier apply of this manager set and this one
+        leaves out is removed.
+
+        Raises:
+            Conflict: another manager has a field (without ``force``), or ``metadata.uid`` or
+                ``resourceVersion`` is not the object's.
+            NotFound: a subresource of an object that is gone.
+        """
+        metadata = body["metadata"]
+        params = {"fieldManager": field_manager}
+        if force:
+            params["force"] = "true"
+        return self._transport.request(
+            "PATCH",
+            resource.path(
+                namespace=metadata.get("namespace"),
+                name=metadata["name"],
+                subresource=subresource,
+            ),
+            params=params,
+            body=body,
+            content_type="application/apply-patch+yaml",
+        )
+
+    def merge_patch(
+        self,
+        resource: Resource,
+        name: str,
+        patch: Mapping[str, Any],
+        *,
+        namespace: str | None = None,
+        field_manager: str,
+    ) -> dict[str, Any]:
+        """Merge a patch; a list in it replaces the list."""
+        return self._transport.request(
+            "PATCH",
+            resource.path(namespace=namespace, name=name),
+            params={"fieldManager": field_manager},
+            body=patch,
+            content_type="application/merge-patch+json",
+        )
+
+    def delete(
+        self,
+        resource: Resource,
+        name: str,
+        *,
+        namespace: str | None = None,
+        uid: str | None = None,
+        resource_version: str | None = None,
+    ) -> None:
+        """Delete an object, if it still is the one that was meant.
+
+        Raises:
+            NotFound: it is gone.
+            Conflict: the UID or the resourceVersion is another one.
+        """
+        preconditions = {
+            k: v for k, v in (("uid", uid), ("resourceVersion", resource_version)) if v
+        }
+        body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": preconditions}
+        self._transport.request("DELETE", resource.path(namespace=namespace, name=name), body=body)
+
+
+def _selectors(field_selector: str | None, label_selector: str | None) -> dict[str, str]:
+    pairs = (("fieldSelector", field_selector), ("labelSelector", label_selector))
+    return {key: value for key, value in pairs if value}

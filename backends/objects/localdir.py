@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A directory that behaves as a bucket.
+
+An object is one file at its own name, so that a person can look at it; generation, checksum and
+metadata are extended attributes of that file. It is written elsewhere, made durable and then linked
+into place: creation is atomic, whole, and fails if the name is taken. Overwrites and deletes compare
+the generation under a lock that dies with its process.
+"""
+
+import base64
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import google_crc32c
+
+from backends.objects.interface import (
+    BucketMissing,
+    IntegrityError,
+    ObjectInfo,
+    ObjectNotFound,
+    PermissionDenied,
+    PreconditionFailed,
+    StoreError,
+)
+
+_ATTRIBUTE: Final = "user.podsnap"
+_INTERNAL: Final = ".podsnap"
+_BLOCK_BYTES: Final = 4 << 20
+
+
+class LocalDirStore:
+    """One bucket in a directory. The bucket must exist, as in Cloud Storage."""
+
+    def __init__(self, root: Path) -> None:
+        """Use the directory ``root`` as the bucket."""
+        self._root = root
+        self._temporary = root / _INTERNAL / "tmp"
+        self._lock_file = root / _INTERNAL / "lock"
+
+    def put_file(
+        self,
+        name: str,
+        path: Path,
+        *,
+        if_generation_match: int,
+        metadata: Mapping[str, str],
+    ) -> ObjectInfo:
+        """Store a file."""
+        with path.open("rb") as source, self._errors(name):
+            blocks = iter(lambda: source.read(_BLOCK_BYTES), b"")
+            return self._put(name, blocks, if_generation_match, metadata)
+
+    def put_bytes(
+        self,
+        name: str,
+        data: bytes,
+        *,
+        if_generation_match: int,
+        metadata: Mapping[str, str],
+    ) -> ObjectInfo:
+        """Store bytes."""
+        with self._errors(name):
+            return self._put(name, iter([data]), if_generation_match, metadata)
+
+    def stat(self, name: str, *, generation: int | None = None) -> ObjectInfo | None:
+        """Return what is known of an object."""
+        with self._errors(name):
+            info = self._info(name, self._path(name))
+            if info is None or generation not in {None, info.generation}:
+                return None
+            return info
+
+    def read_range(self, name: str, *, generation: int, start: int, end: int) -> bytes:
+        """Return a range of an object."""
+        with self._errors(name), self._open(name, generation) as descriptor:
+            return os.pread(descriptor, max(end - start, 0), start)
+
+    def download(
+        self,
+        name: str,
+        path: Path,
+        *,
+        generation: int,
+        on_block: Callable[[bytes], None] | None = None,
+    ) -> ObjectInfo:
+        """Write an object to a file."""
+        with self._errors(name), self._open(name, generation) as descriptor:
+            info = _read_info(name, descriptor)
+            checksum = google_crc32c.Checksum()
+            target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            try:
+                while block := os.read(descriptor, _BLOCK_BYTES):
+                    checksum.update(block)
+                    if on_block:
+                        on_block(block)
+                    _write_all(target, block)
+                os.fsync(target)
+            finally:
+                os.close(target)
+            if base64.b64encode(checksum.digest()).decode() != info.crc32c:
+                raise IntegrityError(f"{name} does not have the checksum it was stored with")
+            return info
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Yield the objects below a prefix, in name order."""
+        with self._errors(prefix):
+            self._require_bucket()
+            # Only the folder that the prefix names is walked.
+            folder = self._root / prefix.rpartition("/")[0]
+            for directory, folders, files in os.walk(folder):
+                folders[:] = sorted(f for f in folders if f != _INTERNAL)
+                for file in sorted(files):
+                    path = Path(directory) / file
+                    name = str(path.relative_to(self._root))
+                    info = self._info(name, path) if name.startswith(prefix) else None
+                    if info is not None:
+                        yield info
+
+    def delete(self, name: str, *, if_generation_match: int) -> None:
+        """Delete one generation of an object."""
+        path = self._path(name)
+        with self._errors(name), self._locked():
+            info = self._info(name, path)
+            if info is None:
+                raise ObjectNotFound(f"{name} does not exist")
+            if info.generation != if_generation_match:
+                raise PreconditionFailed(f"{name} has generation {info.generation} by now")
+            path.unlink()
+            self._prune(path.parent)
+
+    def check_writable(self) -> None:
+        """Prove that an object can be made."""
+        name = f"{_INTERNAL}/probe-{secrets.token_hex(8)}"
+        with self._errors(name):
+            self._require_bucket()
+            self._sweep_temporary()
+            temporary = self._temporary_file()
+            try:
+                temporary.write_bytes(b"")
+                os.setxattr(temporary, _ATTRIBUTE, b"{}")
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def _put(
+        self,
+        name: str,
+        blocks: Iterator[bytes],
+        if_generation_match: int,
+        metadata: Mapping[str, str],
+    ) -> ObjectInfo:
+        self._require_bucket()
+        target = self._path(name)
+        temporary = self._temporary_file()
+        checksum = google_crc32c.Checksum()
+        size_bytes = 0
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            for block in blocks:
+                checksum.update(block)
+                size_bytes += len(block)
+                _write_all(descriptor, block)
+            info = ObjectInfo(
+                name=name,
+                generation=time.time_ns() // 1000,
+                size_bytes=size_bytes,
+                crc32c=base64.b64encode(checksum.digest()).decode(),
+                metadata=dict(metadata),
+            )
+            os.fsync(descriptor)
+            with self._locked():
+                info = self._place(info, temporary, target, if_generation_match)
+        finally:
+            os.close(descriptor)
+            temporary.unlink(missing_ok=True)
+        return info
+
+    def _place(
+        self, info: ObjectInfo, temporary: Path, target: Path, if_generation_match: int
+    ) -> ObjectInfo:
+        present = self._info(info.name, target)
+        found = present.generation if present else 0
+        if found != if_generation_match:
+            raise PreconditionFailed(f"{info.name} has generation {found} by now")
+        generation = max(info.generation, found + 1)
+        attribute = {
+            "generation": generation,
+            "crc32c": info.crc32c,
+            "metadata": dict(info.metadata),
+        }
+        os.setxattr(temporary, _ATTRIBUTE, json.dumps(attribute).encode())
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if found:
+            temporary.rename(target)
+        else:
+            target.hardlink_to(temporary)
+        _sync_directory(target.parent)
+        return ObjectInfo(info.name, generation, info.size_bytes, info.crc32c, info.metadata)
+
+    def _info(self, name: str, path: Path) -> ObjectInfo | None:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            return _read_info(name, descriptor)
+        except OSError as error:
+            if error.errno in {errno.ENODATA, errno.EISDIR}:
+                return None  # a file that somebody else put here is no object
+            raise
+        finally:
+            os.close(descriptor)
+
+    @contextlib.contextmanager
+    def _open(self, name: str, generation: int) -> Iterator[int]:
+        self._require_bucket()
+        try:
+            descriptor = os.open(self._path(name), os.O_RDONLY | os.O_NOFOLLOW)
+        except FileNotFoundError as error:
+            raise ObjectNotFound(f"{name} does not exist") from error
+        try:
+            if _read_info(name, descriptor).generation != generation:
+                raise ObjectNotFound(f"{name} is not there with generation {generation}")
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _path(self, name: str) -> Path:
+        parts = name.split("/")
+        if not name or "\0" in name or any(p in {"", ".", "..", _INTERNAL} for p in parts):
+            raise StoreError(f"{name!r} is no name of an object")
+        return self._root.joinpath(*parts)
+
+    def _temporary_file(self) -> Path:
+        self._temporary.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return self._temporary / f"{os.getpid()}-{secrets.token_hex(8)}"
+
+    def _sweep_temporary(self) -> None:
+        """Remove what a killed process left; its number is the name's first part."""
+        if not self._temporary.is_dir():
+            return
+        now_s = time.time()
+        for leftover in self._temporary.iterdir():
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                # Another pid namespace may share the directory, so age counts as well.
+                if now_s - leftover.stat().st_mtime > _TEMPORARY_LIMIT_S:
+                    leftover.unlink()
+
+    def _prune(self, directory: Path) -> None:
+        while directory != self._root:
+            try:
+                directory.rmdir()
+            except OSError:
+                return  # not empty: the folder of something else
+            directory = directory.parent
+
+    def _require_bucket(self) -> None:
+        if not self._root.is_dir():
+            raise BucketMissing(
+                f"bucket {self._root.name} does not exist; create it "
+                f"(on a local cluster: mkdir {self._root})"
+            )
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        self._lock_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    @contextlib.contextmanager
+    def _errors(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except PermissionError as error:
+            raise PermissionDenied(f"{name}: {error.strerror} ({error.filename})") from error
+        except OSError as error:
+            if error.errno == errno.ENOTSUP:
+                raise StoreError(
+                    f"the file system below {self._root} has no extended attributes; "
+                    "use ext4, xfs or btrfs"
+                ) from error
+            raise StoreError(f"{name}: {error.strerror or error}") from error
+
+
+_TEMPORARY_LIMIT_S: Final = 3600.0
+
+
+def _read_info(name: str, descriptor: int) -> ObjectInfo:
+    attribute = json.loads(os.getxattr(descriptor, _ATTRIBUTE))
+    return ObjectInfo(
+        name=name,
+        generation=attribute["generation"],
+        size_bytes=os.fstat(descriptor).st_size,
+        crc32c=attribute["crc32c"],
+        metadata=attribute["metadata"],
+    )
+
+
+def _write_all(descriptor: int, block: bytes) -> None:
+    view = memoryview(block)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,424 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One save, from the claim to the manifest in the bucket (rules: gVisor's, for an executor).
+
+The Pod is paused only while runsc writes. Everything before it may refuse, everything after it may
+fail, and the Pod goes on in each case. What a save leaves behind is named by snapshot UID and
+attempt, so whoever starts next knows what is garbage.
+
+The trap: a killed runsc client does not stop the save. A directory is therefore never used twice,
+and one of a save that passed its deadline is removed only after the client has really ended.
+"""
+
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from opentelemetry import trace
+
+from backends.clock import Clock
+from backends.kube.errors import AlreadyExists, ApiError, Conflict, NotFound
+from backends.objects.interface import ObjectStore, StoreError
+from nodeexec.capture_status import CaptureStatus
+from nodeexec.image import ImageError, ImageInfo, inspect, seal
+from nodeexec.node_cache import NodeCache
+from nodeexec.runsc import Runsc, RunscError, RunscTimeoutError, finish
+from nodeexec.sandboxes import PreparedSandbox
+from nodeexec.upload import UploadCancelledError, delete_attempt, upload
+from schemas.instants import to_micro_time
+from schemas.manifest import MANIFEST_NAME, Manifest, Part
+from schemas.pod import Pod
+from schemas.snapshot import CaptureRecord, Compatibility, Failure, Snapshot, SpecIdentity
+from schemas.storage_config import Location
+from statemachine.snapshot import State
+
+log = logging.getLogger(__name__)
+tracer = trace.get_tracer("podsnap.nodeexec.capture")
+
+MAX_ATTEMPTS: Final = 3
+# A save writes at hundreds of MB/s; far slower means that it hangs.
+_DEADLINE_FLOOR_S: Final = 60.0
+_SLOWEST_BYTES_PER_S: Final = 20e6
+_ABANDONED_LIMIT_S: Final = 3600.0
+_SPACE_MARGIN_BYTES: Final = 64 << 20
+
+
+class CaptureFailed(Exception):  # noqa: N818 - an outcome, not an error of ours
+    """The save ended without an image; carries what to tell."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        """Keep both parts for the record."""
+        super().__init__(f"{reason}: {message}")
+        self.failure = Failure(reason, message)
+
+
+class StoppedError(Exception):
+    """The snapshot is gone or was taken away from this node: drop everything."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureJob:
+    """All that a save needs to know."""
+
+    snapshot: Snapshot
+    pod: Pod
+    sandbox: PreparedSandbox
+    identity: SpecIdentity
+    image_ids: dict[str, str]
+    location: Location
+    git_revision: str = ""
+
+
+@dataclass(slots=True)
+class Capturer:
+    """Performs saves on this node. One per sandbox at a time; several sandboxes side by side."""
+
+    node: str
+    cluster_id: str
+    staging: Path
+    compatibility: Compatibility
+    runsc: Runsc
+    cache: NodeCache
+    status: CaptureStatus
+    clock: Clock
+    is_gone: Callable[[Snapshot], bool]
+
+    def directory(self, snapshot: Snapshot, attempt: int) -> Path:
+        """Return the staging directory of one attempt."""
+        return self.staging / f"{snapshot.metadata.uid}-{attempt}"
+
+    def save(self, job: CaptureJob, *, attempt: int) -> tuple[Snapshot, CaptureRecord]:
+        """Claim, checkpoint and seal; returns the snapshot whose image is now durable here.
+
+        Raises:
+            CaptureFailed: it was refused or went wrong, and that is recorded; the Pod goes on.
+            StoppedError: the snapshot is not ours any more.
+        """
+        snapshot, record = self._claim(job, attempt)
+        try:
+            return self._save(job, snapshot, record)
+        except CaptureFailed as failed:
+            self._fail(snapshot, record, failed.failure)
+            raise
+
+    def _save(
+        self, job: CaptureJob, snapshot: Snapshot, record: CaptureRecord
+    ) -> tuple[Snapshot, CaptureRecord]:
+        directory = self.directory(snapshot, record.attempt)
+        with tracer.start_as_current_span(
+            "podsnap.checkpoint", attributes=_attributes(snapshot, record.attempt)
+        ):
+            self._check_space(job.sandbox)
+            started_s = self.clock.monotonic_s()
+            self._checkpoint(job.sandbox, directory)
+            ended_s = self.clock.monotonic_s()
+        return self._sealed(job, snapshot, record, directory, checkpoint_s=ended_s - started_s)
+
+    def adopt_workload_save(
+        self, job: CaptureJob, written: Path, *, attempt: int
+    ) -> tuple[Snapshot, CaptureRecord]:
+        """Claim and seal an image that the workload made runsc write.
+
+        Raises:
+            CaptureFailed: the image is not usable.
+            StoppedError: another node's save was first.
+        """
+        snapshot, record = self._claim(job, attempt)
+        directory = self.directory(snapshot, attempt)
+        shutil.rmtree(directory, ignore_errors=True)
+        try:
+            written.rename(directory)
+            return self._sealed(job, snapshot, record, directory, checkpoint_s=0.0)
+        except CaptureFailed as failed:
+            self._fail(snapshot, record, failed.failure)
+            raise
+
+    def _claim(self, job: CaptureJob, attempt: int) -> tuple[Snapshot, CaptureRecord]:
+        record = CaptureRecord(
+            node=self.node,
+            attempt=attempt,
+            pod_name=job.pod.metadata.name,
+            pod_uid=job.pod.metadata.uid,
+            claimed_at=self._now(),
+            location=job.location,
+            identity=job.identity,
+            compatibility=self.compatibility,
+            image_ids=job.image_ids,
+        )
+        # Any node may claim a workload's snapshot; a manual one is addressed to this node alone.
+        contended = bool(job.snapshot.identity_label)
+        claimed = self._write(
+            lambda: self.status.claim(job.snapshot, record, contended=contended), of=job.snapshot
+        )
+        return claimed, record
+
+    def _sealed(
+        self,
+        job: CaptureJob,
+        snapshot: Snapshot,
+        record: CaptureRecord,
+        directory: Path,
+        *,
+        checkpoint_s: float,
+    ) -> tuple[Snapshot, CaptureRecord]:
+        checkpointed_at = self._now()
+        started_s = self.clock.monotonic_s()
+        with tracer.start_as_current_span(
+            "podsnap.seal", attributes=_attributes(snapshot, record.attempt)
+        ):
+            info = self._inspected(directory, job)
+            parts = seal(directory, info)
+            manifest = self._manifest(job, snapshot, record, parts)
+            # Its presence is what tells a restarted agent that this directory is whole.
+            _write_durably(directory / MANIFEST_NAME, manifest.to_bytes())
+        record = replace(
+            record,
+            checkpointed_at=checkpointed_at,
+            sealed_at=self._now(),
+            checkpoint_s=checkpoint_s,
+            seal_s=self.clock.monotonic_s() - started_s,
+            size_bytes=manifest.size_bytes,
+        )
+        text = f"saved on node {self.node}, {manifest.size_bytes / 1e6:.1f} MB"
+        written = self._write(
+            lambda: self.status.write(snapshot, record, State.UPLOADING, text), of=snapshot
+        )
+        return written, record
+
+    def store(self, snapshot: Snapshot, record: CaptureRecord, store: ObjectStore) -> Snapshot:
+        """Upload a sealed image and report it; afterwards it lies in the node's cache.
+
+        Raises:
+            CaptureFailed: the bucket refused, or the sealed image is gone; that is recorded.
+            StoppedError: the snapshot is not ours any more; nothing of it is left in the bucket.
+        """
+        try:
+            digest = self._uploaded(snapshot, record, store)
+        except CaptureFailed as failed:
+            self._fail(snapshot, record, failed.failure)
+            raise
+        self.cache.adopt(snapshot.metadata.uid, self.directory(snapshot, record.attempt))
+        record = replace(record, uploaded_at=self._now(), manifest_digest=digest)
+        url = record.location.url if record.location else ""
+        text = f"{record.size_bytes / 1e6:.1f} MB stored in {url}"
+        try:
+            return self._write(
+                lambda: self.status.write(snapshot, record, State.AVAILABLE, text), of=snapshot
+            )
+        except StoppedError:
+            self._discard(snapshot, record, store)
+            raise
+
+    def _uploaded(self, snapshot: Snapshot, record: CaptureRecord, store: ObjectStore) -> str:
+        directory = self.directory(snapshot, record.attempt)
+        location = record.location
+        if location is None:
+            raise CaptureFailed("LocationLost", "the record names no bucket")
+        with tracer.start_as_current_span(
+            "podsnap.upload", attributes=_attributes(snapshot, record.attempt)
+        ) as span:
+            span.set_attribute("podsnap.bytes", record.size_bytes)
+            try:
+                manifest = Manifest.parse((directory / MANIFEST_NAME).read_bytes())
+                return upload(
+                    store,
+                    location,
+                    directory,
+                    manifest,
+                    cancelled=lambda: self.is_gone(snapshot),
+                )
+            except UploadCancelledError as error:
+                self._discard(snapshot, record, store)
+                raise StoppedError("the PodSnapshot was deleted during the upload") from error
+            except (StoreError, OSError, ValueError) as error:
+                self._discard(snapshot, record, store)
+                raise CaptureFailed(
+                    "UploadFailed",
+                    f"the image could not be stored in {location.url}: {error}; "
+                    "mend the bucket and create a new trigger",
+                ) from error
+
+    def _fail(self, snapshot: Snapshot, record: CaptureRecord, failure: Failure) -> None:
+        """Record a terminal failure and drop the image."""
+        shutil.rmtree(self.directory(snapshot, record.attempt), ignore_errors=True)
+        self._write(
+            lambda: self.status.write(
+                snapshot,
+                replace(record, failure=failure),
+                State.FAILED,
+                f"{failure.reason}: {failure.message}",
+            ),
+            of=snapshot,
+        )
+
+    def refuse(self, snapshot: Snapshot, pod: Pod | None, failure: Failure) -> None:
+        """Record that a save was not even begun, or died with an earlier process, and why."""
+        record = CaptureRecord(
+            node=self.node,
+            attempt=max(1, snapshot.capture.attempt if snapshot.capture else 1),
+            location=snapshot.capture.location if snapshot.capture else None,
+            pod_name=pod.metadata.name if pod else snapshot.origin_pod,
+            pod_uid=pod.metadata.uid if pod else snapshot.origin_pod_uid,
+            claimed_at=self._now(),
+            failure=failure,
+        )
+        text = f"{failure.reason}: {failure.message}"
+        self._write(lambda: self.status.write(snapshot, record, State.FAILED, text), of=snapshot)
+
+    def _discard(self, snapshot: Snapshot, record: CaptureRecord, store: ObjectStore) -> None:
+        shutil.rmtree(self.directory(snapshot, record.attempt), ignore_errors=True)
+        if record.location is None:
+            return
+        try:
+            delete_attempt(store, record.location, snapshot.metadata.uid)
+        except StoreError as error:
+            # The controller's sweep finds what is left.
+            log.warning("parts of %s remain in the bucket: %s", snapshot.metadata, error)
+
+    def _check_space(self, sandbox: PreparedSandbox) -> None:
+        self.staging.mkdir(mode=0o700, parents=True, exist_ok=True)
+        need_bytes = self.memory_bytes(sandbox.id) + _SPACE_MARGIN_BYTES
+        free_bytes = shutil.disk_usage(self.staging).free
+        if free_bytes < need_bytes:
+            raise CaptureFailed(
+                "NoSpace",
+                f"saving may need {need_bytes >> 20} MiB and {self.staging} on node {self.node} "
+                f"has {free_bytes >> 20} MiB free; make room and create a new trigger",
+            )
+
+    def memory_bytes(self, sandbox: str) -> int:
+        """Return what the sandbox holds in memory now, an upper bound of its image."""
+        pid = _sandbox_pid(self.runsc.root, sandbox)
+        if pid == 0:
+            raise CaptureFailed(
+                "SandboxGone", f"the sandbox of the Pod on node {self.node} does not run"
+            )
+        for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) << 10
+        return 0
+
+    def _checkpoint(self, sandbox: PreparedSandbox, directory: Path) -> None:
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(mode=0o700)
+        deadline_s = _DEADLINE_FLOOR_S + self.memory_bytes(sandbox.id) / _SLOWEST_BYTES_PER_S
+        process = self.runsc.checkpoint(sandbox.id, directory, direct=True)
+        try:
+            finish(process, limit_s=deadline_s)
+        except RunscTimeoutError as error:
+            _remove_when_ended(process, directory)
+            raise CaptureFailed(
+                "CheckpointTimeout",
+                f"context deadline exceeded: runsc did not finish within {deadline_s:.0f} s",
+            ) from error
+        except RunscError as error:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise CaptureFailed("CheckpointFailed", str(error)) from error
+
+    def _inspected(self, directory: Path, job: CaptureJob) -> ImageInfo:
+        try:
+            info = inspect(directory)
+        except ImageError as error:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise CaptureFailed("ImageIncomplete", str(error)) from error
+        expected = len(job.pod.container_names) + len(_sidecars(job.pod)) + 1
+        if info.container_count != expected or info.runsc_version != (
+            self.compatibility.runsc_version
+        ):
+            shutil.rmtree(directory, ignore_errors=True)
+            raise CaptureFailed(
+                "ImageUnexpected",
+                f"the image holds {info.container_count} containers of runsc "
+                f"{info.runsc_version}; expected {expected} of "
+                f"{self.compatibility.runsc_version}",
+            )
+        return info
+
+    def _manifest(
+        self, job: CaptureJob, snapshot: Snapshot, record: CaptureRecord, parts: tuple[Part, ...]
+    ) -> Manifest:
+        context = trace.get_current_span().get_span_context()
+        return Manifest(
+            snapshot_uid=snapshot.metadata.uid,
+            snapshot_name=snapshot.metadata.name,
+            namespace=snapshot.metadata.namespace,
+            cluster_id=self.cluster_id,
+            attempt=record.attempt,
+            parts=parts,
+            identity=record.identity,
+            compatibility=record.compatibility,
+            image_ids=record.image_ids,
+            origin_node=self.node,
+            origin_pod=job.pod.metadata.name,
+            git_revision=job.git_revision,
+            trace_id=trace.format_trace_id(context.trace_id) if context.is_valid else "",
+        )
+
+    def _write(self, write: Callable[[], Snapshot], *, of: Snapshot) -> Snapshot:
+        try:
+            return write()
+        except (NotFound, Conflict, AlreadyExists) as error:
+            raise StoppedError(f"PodSnapshot {of.metadata} is not ours any more") from error
+        except ApiError as error:
+            raise StoppedError(
+                f"PodSnapshot {of.metadata} could not be written: {error}"
+            ) from error
+
+    def _now(self) -> str:
+        return to_micro_time(self.clock.now())
+
+
+def _sidecars(pod: Pod) -> list[str]:
+    return [
+        c["name"]
+        for c in pod.spec.get("initContainers") or ()
+        if c.get("restartPolicy") == "Always"
+    ]
+
+
+def _sandbox_pid(runsc_root: Path, sandbox: str) -> int:
+    import json
+
+    path = runsc_root / f"{sandbox}_sandbox:{sandbox}.state"
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["sandbox"]["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def _remove_when_ended(process: "object", directory: Path) -> None:
+    """Remove the directory of an abandoned save once its client has ended."""
+    import subprocess
+
+    if not isinstance(process, subprocess.Popen):
+        return
+
+    def wait() -> None:
+        try:
+            process.wait(timeout=_ABANDONED_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        shutil.rmtree(directory, ignore_errors=True)
+
+    threading.Thread(target=wait, name="abandoned-save", daemon=True).start()
+
+
+def _write_durably(path: Path, text: bytes) -> None:
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+def _attributes(snapshot: Snapshot, attempt: int) -> dict[str, str | int]:
+    return {
+        "k8s.namespace.name": snapshot.metadata.namespace,
+        "podsnap.snapshot.name": snapshot.metadata.name,
+        "podsnap.attempt": attempt,
+    }

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verified images on this node, ready to be restored from.
+
+An image enters the cache in one of two ways: this node saved it (its digests were just computed),
+or it was fetched and every byte compared with the manifest. A ``verified.json`` written last says
+what was verified; a file whose size, time or inode is another one now is not what was verified.
+"""
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from backends.objects.interface import IntegrityError, ObjectStore, StoreError
+from nodeexec.image import PARTS, PartHasher, sync_directory
+from schemas.manifest import CHUNK_BYTES, MANIFEST_NAME, Manifest, ManifestError, Part, digest
+from schemas.snapshot import Snapshot
+
+_VERIFIED = "verified.json"
+
+
+class FetchError(Exception):
+    """The image could not be brought here now; trying again may help."""
+
+
+class DamagedError(Exception):
+    """The bytes in the bucket are not those that were saved; the text names the part."""
+
+
+class NodeCache:
+    """The images on this node. Safe for many threads; one fetch per snapshot at a time."""
+
+    def __init__(self, root: Path) -> None:
+        """Use ``root`` (0700), and drop what an earlier process left half done."""
+        self._root = root
+        self._locks: dict[str, threading.Lock] = {}
+        self._guard = threading.Lock()
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for leftover in root.glob("*.partial"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def lookup(self, uid: str) -> Path | None:
+        """Return the directory of a verified image, ``None`` if it is not (or no longer) here."""
+        directory = self._root / uid
+        try:
+            verified = json.loads((directory / _VERIFIED).read_text(encoding="utf-8"))
+            ours = all(_fingerprint(directory / n) == verified.get(n) for n in PARTS)
+        except (OSError, ValueError):
+            return None
+        return directory if ours else None
+
+    def adopt(self, uid: str, sealed: Path) -> Path:
+        """Take over a directory that was sealed on this node; same file system, so no copy."""
+        directory = self._root / uid
+        _write_verified(sealed)
+        shutil.rmtree(directory, ignore_errors=True)
+        sealed.rename(directory)
+        sync_directory(self._root)
+        return directory
+
+    def fetch(self, snapshot: Snapshot, store: ObjectStore) -> Path:
+        """Bring a snapshot here, comparing every byte with its manifest.
+
+        Raises:
+            DamagedError: the bytes differ from the manifest, or the manifest from the snapshot.
+            FetchError: the bucket did not answer, or there is no room.
+        """
+        uid = snapshot.metadata.uid
+        with self._lock(uid):
+            present = self.lookup(uid)
+            if present is not None:
+                return present
+            partial = self._root / f"{uid}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(mode=0o700)
+            try:
+                manifest = read_manifest(snapshot, store)
+                free_bytes = shutil.disk_usage(partial).free
+                if manifest.size_bytes > free_bytes:
+                    raise FetchError(
+                        f"{manifest.size_bytes} bytes do not fit into the {free_bytes} free "
+                        f"bytes of {self._root}"
+                    )
+                for part in manifest.parts:
+                    _fetch_part(snapshot, store, part, partial)
+                _write_verified(partial)
+                shutil.rmtree(self._root / uid, ignore_errors=True)
+                partial.rename(self._root / uid)
+                sync_directory(self._root)
+            except (StoreError, OSError) as error:
+                raise FetchError(f"the image could not be fetched: {error}") from error
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+            return self._root / uid
+
+    def evict_all_but(self, wanted: Callable[[str], bool]) -> list[str]:
+        """Remove the images of snapshots that are not wanted any more; running restores keep
+        their open files. Returns the removed UIDs."""
+        removed = []
+        for directory in self._root.iterdir():
+            uid = directory.name.removesuffix(".partial")
+            if directory.is_dir() and not wanted(uid):
+                shutil.rmtree(directory, ignore_errors=True)
+                removed.append(uid)
+        return removed
+
+    def _lock(self, uid: str) -> threading.Lock:
+        with self._guard:
+            return self._locks.setdefault(uid, threading.Lock())
+
+
+def read_manifest(snapshot: Snapshot, store: ObjectStore) -> Manifest:
+    """Read the manifest that the snapshot pins by its digest.
+
+    Raises:
+        DamagedError: it is missing, another one, or unreadable.
+        StoreError: the bucket did not answer.
+    """
+    capture = snapshot.capture
+    if capture is None or capture.location is None:
+        raise DamagedError("the snapshot records no place of its bytes")
+    name = f"{capture.location.path}/{MANIFEST_NAME}"
+    info = store.stat(name)
+    if info is None:
+        raise DamagedError(f"{MANIFEST_NAME} is missing in {capture.location.url}")
+    text = store.read_range(name, generation=info.generation, start=0, end=info.size_bytes)
+    if digest(text) != capture.manifest_digest:
+        raise DamagedError(f"{MANIFEST_NAME} in {capture.location.url} is not the one recorded")
+    try:
+        return Manifest.parse(text)
+    except ManifestError as error:
+        raise DamagedError(str(error)) from error
+
+
+def _fetch_part(snapshot: Snapshot, store: ObjectStore, part: Part, directory: Path) -> None:
+    location = snapshot.capture.location if snapshot.capture else None
+    prefix = location.path if location else ""
+    name = f"{prefix}/{part.name}"
+
+    def compare(index: int, found: str) -> None:
+        if index >= len(part.blake3) or found != part.blake3[index]:
+            first = index * CHUNK_BYTES
+            raise DamagedError(
+                f"part {part.name}, chunk {index} (from byte {first}) differs from the manifest"
+            )
+
+    hasher = PartHasher(part.name, on_chunk=compare)
+    info = store.stat(name, generation=part.generation)
+    if info is None:
+        raise DamagedError(f"part {part.name} is missing or was replaced")
+    if info.size_bytes != part.length_bytes:
+        raise DamagedError(
+            f"part {part.name} has {info.size_bytes} bytes, the manifest says {part.length_bytes}"
+        )
+    try:
+        store.download(
+            name, directory / part.name, generation=part.generation, on_block=hasher.update
+        )
+    except IntegrityError as error:
+        raise DamagedError(f"part {part.name}: {error}") from error
+    found = hasher.part()
+    if (found.length_bytes, found.crc32c, found.blake3) != (
+        part.length_bytes,
+        part.crc32c,
+        part.blake3,
+    ):
+        raise DamagedError(f"part {part.name} differs from the manifest")
+
+
+def _fingerprint(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+
+
+def _write_verified(directory: Path) -> None:
+    text = json.dumps({name: _fingerprint(directory / name) for name in PARTS})
+    temporary = directory / f"{_VERIFIED}.tmp"
+    temporary.write_text(text, encoding="utf-8")
+    os.chmod(temporary, 0o600)
+    temporary.rename(directory / _VERIFIED)
+    sync_directory(directory)

@@ -1,0 +1,537 @@
+#!/usr/bin/python3 -IS
+# SPDX-License-Identifier: Apache-2.0
+"""podsnap-runtime: the OCI runtime that gVisor's containerd shim calls instead of runsc.
+
+It asks the node's agent once, when a sandbox is created, whether the Pod restores; it turns that
+sandbox's ``start`` into ``restore``; every other call becomes runsc at once. One file, standard
+library only, few imports, because each runsc call of every Pod on the node pays for its start.
+
+The trap is failing: a sandbox ``start`` that returns an error costs the Pod minutes, and an
+application ``start`` that fails leaves a dead sandbox which the kubelet retries for ever. So a
+sandbox ``start`` never fails, and a failed application ``start`` kills the sandbox; the kubelet
+makes a new one in the same Pod, and that one starts cold.
+"""
+
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+CONFIG = "config.json"
+DECISION = "podsnap.json"
+REAL_OOM = "podsnap-oom-score-adj"
+OOM_CONSTANT = 0
+FIRST_ANSWER_S = 1.0
+REPORT_S = 2.0
+STDERR_LIMIT_BYTES = 2048
+INTERNAL = "dev.gvisor.internal."
+SANDBOX_MARK = b'"io.kubernetes.cri.container-type":"sandbox"'
+SANDBOX_ID_MARK = b'"io.kubernetes.cri.sandbox-id":"'
+
+
+def read_settings() -> "dict[str, str]":
+    """Read KEY=VALUE lines from ``podsnap-runtime.conf`` beside this file."""
+    settings = {}
+    path = os.path.join(os.path.dirname(os.path.realpath(__file__)), "podsnap-runtime.conf")
+    with open(path, encoding="utf-8") as lines:
+        for line in lines:
+            key, separator, value = line.strip().partition("=")
+            if separator and not key.startswith("#"):
+                settings[key] = value
+    return settings
+
+
+class Call:
+    """One invocation: global flags, subcommand, its flags, and the container it concerns."""
+
+    def __init__(self, argv: "list[str]", settings: "dict[str, str]") -> None:
+        self.argv = argv
+        self.settings = settings
+        self.runsc = settings["runsc"]
+        self.at = next((n for n, a in enumerate(argv) if not a.startswith("-")), len(argv))
+        self.command = argv[self.at] if self.at < len(argv) else ""
+        self.container = argv[-1] if argv else ""
+
+    def flag(self, name: str) -> str:
+        """Return a flag's value, given as ``--name=value`` or ``--name value``."""
+        for n, argument in enumerate(self.argv):
+            if argument.startswith(f"--{name}=") or argument.startswith(f"-{name}="):
+                return argument.split("=", 1)[1]
+            if argument in {f"--{name}", f"-{name}"} and n + 1 < len(self.argv):
+                return self.argv[n + 1]
+        return ""
+
+    def become_runsc(self) -> "NoReturn":
+        """Replace this process by runsc, with the same arguments."""
+        os.execv(self.runsc, [self.runsc, *self.argv])  # noqa: S606 - no shell wanted
+
+    def with_command(self, *words: str) -> "list[str]":
+        """Return the arguments with the subcommand replaced; the container stays last."""
+        return [*self.argv[: self.at], *words, self.container]
+
+    def run(self, arguments: "list[str]", deadline_s: float = 0) -> "tuple[int, str]":
+        """Run runsc as a child; return its exit code and the start of its stderr.
+
+        A child that passes its deadline is killed and counts as exit code 124.
+        """
+        import select
+
+        read_end, write_end = os.pipe()
+        child = os.posix_spawn(
+            self.runsc,
+            [self.runsc, *arguments],
+            os.environ,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, write_end, 2),
+                (os.POSIX_SPAWN_CLOSE, read_end),
+            ],
+        )
+        os.close(write_end)
+        ended = os.pidfd_open(child)
+        in_time = select.select([ended], [], [], deadline_s or None)[0]
+        if not in_time:
+            os.kill(child, 9)
+        _, status = os.waitpid(child, 0)
+        # The sandbox process may hold the pipe open: read what is there, never to the end.
+        os.set_blocking(read_end, False)
+        try:
+            text = os.read(read_end, 65536).decode("utf-8", "replace")
+        except BlockingIOError:
+            text = ""
+        if not in_time:
+            return 124, f"no end within {deadline_s:.0f} s"
+        return os.waitstatus_to_exitcode(status), text
+
+
+def load(path: str) -> "Any":  # noqa: ANN401 - JSON
+    """Read a JSON file."""
+    import json
+
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def store(path: str, tree: "Any") -> None:  # noqa: ANN401 - JSON
+    """Replace a JSON file at once, readable by root alone."""
+    import json
+
+    temporary = f"{path}.{os.getpid()}"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        json.dump(tree, file)
+    os.rename(temporary, path)
+
+
+def ask_agent(settings: "dict[str, str]", question: "dict[str, Any]", limit_s: float) -> "Any":  # noqa: ANN401 - JSON
+    """Put one question to the agent; ``None`` if it is away, too late or answers nonsense.
+
+    The first line must come within ``limit_s``. It is the answer, or ``{"wait_s": N}``: the agent
+    lives and fetches, and the answer comes within that time.
+    """
+    import json
+
+    import _socket  # what the socket module wraps; the wrapper costs another 9 ms to import
+
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    received = b""
+
+    def line() -> "Any":  # noqa: ANN401 - JSON
+        nonlocal received
+        while b"\n" not in received:
+            block = connection.recv(65536)
+            if not block:
+                raise ValueError("the agent hung up")
+            received += block
+        text, _, received = received.partition(b"\n")
+        return json.loads(text)
+
+    try:
+        connection.settimeout(limit_s)
+        connection.connect(settings["agent_socket"])
+        connection.sendall(json.dumps(question).encode() + b"\n")
+        answer = line()
+        if "wait_s" in answer:
+            connection.settimeout(answer["wait_s"])
+            answer = line()
+    except (OSError, ValueError, TypeError):
+        return None
+    else:
+        return answer
+    finally:
+        connection.close()
+
+
+def say(text: str) -> None:
+    """Tell the shim, whose error message ends up on the Pod: short."""
+    os.write(2, f"podsnap-runtime: {text}\n".encode()[:STDERR_LIMIT_BYTES])
+
+
+def first_line(text: str) -> str:
+    """Return what a person needs of runsc's stderr: never its stack trace."""
+    return next((line.strip()[:500] for line in text.splitlines() if line.strip()), "no message")
+
+
+def pod_of(annotations: "dict[str, str]") -> "dict[str, str]":
+    """Return the Pod that the CRI names."""
+    return {k: annotations.get(f"io.kubernetes.cri.sandbox-{k}", "") for k in _POD_KEYS}
+
+
+_POD_KEYS = ("namespace", "name", "uid")
+
+
+def cold_mark(settings: "dict[str, str]", uid: str) -> str:
+    """Return the file that says: this Pod's next sandbox starts cold."""
+    return os.path.join(settings["state_dir"], "cold", os.path.basename(uid))
+
+
+def start_cold_from_now_on(
+    call: Call, decision: "dict[str, Any]", reason: str, *, sandbox: str, kill: bool
+) -> None:
+    """Mark the Pod cold and, if ``kill``, end its sandbox so that the kubelet makes a new one."""
+    import time
+
+    path = cold_mark(call.settings, decision["pod"]["uid"])
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    restore = decision.get("restore") or {}
+    store(
+        path,
+        {
+            "pod": decision["pod"],
+            "sandbox": sandbox,
+            "snapshot": restore.get("snapshot", ""),
+            "reason": reason,
+            "at": time.time(),
+        },
+    )
+    if kill:
+        kill_sandbox(call, sandbox)
+
+
+def sandbox_pid(call: Call, sandbox: str) -> int:
+    """Return the sandbox's process id from runsc's state file, 0 if unknown."""
+    path = os.path.join(call.flag("root"), f"{sandbox}_sandbox:{sandbox}.state")
+    try:
+        return int(load(path)["sandbox"]["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def kill_sandbox(call: Call, sandbox: str) -> None:
+    """End a sandbox whatever state it is in."""
+    pid = sandbox_pid(call, sandbox)
+    if pid > 1:
+        try:
+            os.kill(pid, 9)
+        except ProcessLookupError:
+            return
+
+
+# -- create
+
+
+def create(call: Call) -> None:
+    """Prepare a container's spec, then let runsc create it."""
+    bundle = call.flag("bundle")
+    with open(os.path.join(bundle, CONFIG), "rb") as file:
+        raw = file.read()
+    if SANDBOX_MARK in raw:
+        create_sandbox(call, bundle, raw)
+        return
+    decision = decision_for(bundle, raw)
+    if decision is not None:
+        create_governed(call, bundle, raw, decision)
+    elif INTERNAL.encode() in raw:
+        spec = parse(raw)
+        drop_internal(spec.get("annotations") or {})
+        store(os.path.join(bundle, CONFIG), spec)
+
+
+def parse(raw: bytes) -> "Any":  # noqa: ANN401 - JSON
+    """Parse a spec."""
+    import json
+
+    return json.loads(raw)
+
+
+def drop_internal(annotations: "dict[str, str]") -> None:
+    """Remove what only we may set: these annotations make runsc write files as root."""
+    for key in [k for k in annotations if k.startswith(INTERNAL)]:
+        del annotations[key]
+
+
+def create_sandbox(call: Call, bundle: str, raw: bytes) -> None:
+    """Make the sandbox's spec comparable between Pods, and decide whether it restores."""
+    spec = parse(raw)
+    annotations = spec.setdefault("annotations", {})
+    drop_internal(annotations)
+    # The shim's value holds the Pod's UID, and runsc compares it; the same cgroup by other means.
+    parent = annotations.pop("dev.gvisor.spec.cgroup-parent", "")
+    if parent:
+        spec.setdefault("linux", {})["cgroupsPath"] = parent
+    pod = pod_of(annotations)
+    cold = None
+    mark = cold_mark(call.settings, pod["uid"])
+    if os.path.exists(mark):
+        try:
+            cold = load(mark)
+        except ValueError:
+            cold = {"reason": "an earlier restore of this Pod failed"}
+    answer = ask_agent(
+        call.settings,
+        {"op": "create", "pod": pod, "sandbox": call.container, "bundle": bundle, "cold": cold},
+        FIRST_ANSWER_S,
+    )
+    if answer and answer.get("governed"):
+        prepare_sandbox(call, bundle, spec, answer)
+    store(os.path.join(bundle, CONFIG), spec)
+
+
+def prepare_sandbox(
+    call: Call, bundle: str, spec: "dict[str, Any]", answer: "dict[str, Any]"
+) -> None:
+    """Write what makes a governed sandbox restorable, and remember the decision."""
+    annotations = spec["annotations"]
+    pod = pod_of(annotations)
+    volumes = os.path.join(
+        call.settings["kubelet_root"], "pods", pod["uid"], "volumes/kubernetes.io~empty-dir"
+    )
+    names = sorted(os.listdir(volumes)) if os.path.isdir(volumes) else []
+    for name in names:
+        # With complete hints an emptyDir lives inside the sandbox, and so in the image.
+        hint = f"dev.gvisor.spec.mount.{name}"
+        annotations[f"{hint}.source"] = os.path.join(volumes, name)
+        annotations[f"{hint}.type"] = "tmpfs"
+        annotations[f"{hint}.share"] = "pod"
+        annotations[f"{hint}.options"] = "rw,rprivate"
+    for key, value in (answer.get("internal") or {}).items():
+        annotations[INTERNAL + key] = value
+    set_oom_constant(bundle, spec)
+    decision = {
+        "version": 1,
+        "pod": pod,
+        "sandbox": call.container,
+        "policy": answer.get("policy", ""),
+        "enable": bool(answer.get("enable")),
+        "workload_dir": (answer.get("internal") or {}).get("checkpoint.path", ""),
+        "restore": answer.get("restore"),
+    }
+    store(os.path.join(bundle, DECISION), decision)
+
+
+def set_oom_constant(bundle: str, spec: "dict[str, Any]") -> None:
+    """Hide the score from runsc's comparison: it depends on the node's size (see REAL_OOM)."""
+    process = spec.get("process") or {}
+    if "oomScoreAdj" in process:
+        store(os.path.join(bundle, REAL_OOM), process["oomScoreAdj"])
+        process["oomScoreAdj"] = OOM_CONSTANT
+
+
+def sandbox_bundle(bundle: str, raw: bytes) -> str:
+    """Return the bundle of the sandbox that a container belongs to."""
+    start = raw.find(SANDBOX_ID_MARK)
+    if start < 0:
+        return ""
+    start += len(SANDBOX_ID_MARK)
+    sandbox = raw[start : raw.index(b'"', start)].decode()
+    return os.path.join(os.path.dirname(bundle), os.path.basename(sandbox))
+
+
+def decision_for(bundle: str, raw: bytes) -> "Any":  # noqa: ANN401 - JSON
+    """Return the decision recorded for a container's sandbox, ``None`` if it is not governed."""
+    try:
+        return load(os.path.join(sandbox_bundle(bundle, raw), DECISION))
+    except (OSError, ValueError):
+        return None
+
+
+def create_governed(call: Call, bundle: str, raw: bytes, decision: "dict[str, Any]") -> None:
+    """Prepare an application container; on a restore make sure it runs the saved image."""
+    spec = parse(raw)
+    annotations = spec.setdefault("annotations", {})
+    drop_internal(annotations)
+    if decision["enable"]:
+        annotations[f"{INTERNAL}checkpoint.enable"] = "true"
+    set_oom_constant(bundle, spec)
+    store(os.path.join(bundle, CONFIG), spec)
+    restore = decision.get("restore")
+    if not restore or os.path.exists(cold_mark(call.settings, decision["pod"]["uid"])):
+        return
+    name = annotations.get("io.kubernetes.cri.container-name", "")
+    expected = restore["image_ids"].get(name)
+    found = image_id(call)
+    if found != expected:
+        reason = (
+            f"spec.containers[{name}].image is {found or 'unknown'} by its ID, "
+            f"saved with {expected or 'none'}"
+        )
+        start_cold_from_now_on(call, decision, reason, sandbox=decision["sandbox"], kill=True)
+        say(f"{reason}; the Pod starts cold")
+        sys.exit(1)
+
+
+def image_id(call: Call) -> str:
+    """Return the CRI image ID (config digest) of a container that containerd has just made.
+
+    Neither the spec nor the bundle holds it, only containerd's record of the container.
+    """
+    import base64
+    import json
+
+    read_end, write_end = os.pipe()
+    ctr = call.settings["ctr"]
+    child = os.posix_spawn(
+        ctr,
+        [ctr, "-a", call.settings["containerd_address"], "-n", "k8s.io"]
+        + ["--timeout", "5s", "containers", "info", call.container],
+        os.environ,
+        file_actions=[
+            (os.POSIX_SPAWN_DUP2, write_end, 1),
+            (os.POSIX_SPAWN_CLOSE, read_end),
+            (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
+        ],
+    )
+    os.close(write_end)
+    with open(read_end, encoding="utf-8") as output:
+        text = output.read()
+    os.waitpid(child, 0)
+    try:
+        record = json.loads(text)["Extensions"]["io.cri-containerd.container.metadata"]
+        metadata = json.loads(base64.b64decode(record["value"]))
+        return str(metadata["Metadata"]["ImageRef"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+# -- start
+
+
+def start(call: Call) -> int:
+    """Start or restore; returns the exit code, or becomes runsc for a Pod that is not governed."""
+    bundle = os.path.dirname(call.flag("log"))
+    try:
+        with open(os.path.join(bundle, CONFIG), "rb") as file:
+            raw = file.read()
+    except OSError:
+        call.become_runsc()
+    decision = decision_for(bundle, raw)
+    if decision is None:
+        call.become_runsc()
+    restoring = decision.get("restore") and not os.path.exists(
+        cold_mark(call.settings, decision["pod"]["uid"])
+    )
+    if SANDBOX_MARK in raw:
+        return restore_sandbox(call, decision) if restoring else start_plainly(call)
+    if not restoring:
+        code = start_plainly(call)
+        set_real_oom(call, bundle, decision)
+        return code
+    return start_restored(call, bundle, decision, raw)
+
+
+def start_plainly(call: Call) -> int:
+    """Run the start as it came."""
+    code, text = call.run(call.argv)
+    if code:
+        say(first_line(text))
+    return code
+
+
+def restore_sandbox(call: Call, decision: "dict[str, Any]") -> int:
+    """Turn the sandbox's start into a restore. Never returns an error."""
+    restore = decision["restore"]
+    code, text = call.run(
+        call.with_command("restore", "--detach", f"--image-path={restore['image_dir']}"),
+        restore["deadline_s"],
+    )
+    if code == 0:
+        return 0
+    reason = f"runsc restore: {first_line(text)}"
+    sandbox = decision["sandbox"]
+    if state_of(call) == "created":
+        start_cold_from_now_on(call, decision, reason, sandbox=sandbox, kill=False)
+        code, _ = call.run(call.argv)
+        if code == 0:
+            return 0
+    start_cold_from_now_on(call, decision, reason, sandbox=sandbox, kill=True)
+    return 0
+
+
+def state_of(call: Call) -> str:
+    """Return what ``runsc state`` says, empty if it says nothing."""
+    import json
+
+    read_end, write_end = os.pipe()
+    child = os.posix_spawn(
+        call.runsc,
+        [call.runsc, f"--root={call.flag('root')}", "state", call.container],
+        os.environ,
+        file_actions=[
+            (os.POSIX_SPAWN_DUP2, write_end, 1),
+            (os.POSIX_SPAWN_CLOSE, read_end),
+        ],
+    )
+    os.close(write_end)
+    with open(read_end, encoding="utf-8") as output:
+        text = output.read()
+    os.waitpid(child, 0)
+    try:
+        return str(json.loads(text)["status"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def start_restored(call: Call, bundle: str, decision: "dict[str, Any]", raw: bytes) -> int:
+    """Start an application container of a restoring sandbox.
+
+    The last one loads the memory; when it is back the agent is given ``REPORT_S`` to say so on the
+    Pod, so that nobody sees the Pod Ready and not yet restored.
+    """
+    restore = decision["restore"]
+    code, text = call.run(call.argv, restore["deadline_s"])
+    if code:
+        reason = first_line(text)
+        start_cold_from_now_on(call, decision, reason, sandbox=decision["sandbox"], kill=True)
+        say(f"the restore failed and the Pod starts cold: {reason}")
+        return code
+    set_real_oom(call, bundle, decision)
+    started = os.path.join(sandbox_bundle(bundle, raw), "podsnap-started")
+    os.makedirs(started, mode=0o700, exist_ok=True)
+    with open(os.path.join(started, call.container), "w", encoding="utf-8"):
+        pass
+    if len(os.listdir(started)) == len(restore["image_ids"]):
+        ask_agent(
+            call.settings,
+            {"op": "restored", "pod": decision["pod"], "sandbox": decision["sandbox"]},
+            REPORT_S,
+        )
+    return code
+
+
+def set_real_oom(call: Call, bundle: str, decision: "dict[str, Any]") -> None:
+    """Give the sandbox process the score that the spec asked for before the constant."""
+    try:
+        wanted = load(os.path.join(bundle, REAL_OOM))
+        pid = sandbox_pid(call, decision["sandbox"])
+        with open(f"/proc/{pid}/oom_score_adj", "r+", encoding="utf-8") as file:
+            now = int(file.read())
+            # Several containers share the process: the most protected one counts, as in runsc.
+            if now == OOM_CONSTANT or wanted < now:
+                file.write(str(wanted))
+    except (OSError, ValueError):
+        return  # lowering needs CAP_SYS_RESOURCE; a Pod runs without it
+
+
+def main() -> int:
+    """Do one call."""
+    call = Call(sys.argv[1:], read_settings())
+    if call.command == "create":
+        create(call)
+    elif call.command == "start":
+        return start(call)
+    call.become_runsc()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The runsc command line, as an executor may use it.
+
+Facts that shape every call here: any error is exit code 128 with the cause on stderr, sometimes with
+a stack trace of many kilobytes; killing the client never stops what the sandbox does; exit code 0 of
+a checkpoint says nothing about bytes on disk. The binary must be the build that started the sandbox.
+"""
+
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+STDERR_LIMIT = 500
+QUESTION_LIMIT_S = 10.0
+
+
+class RunscError(Exception):
+    """A runsc command failed; the text is the first line of what it said."""
+
+
+class RunscTimeoutError(RunscError):
+    """A runsc command did not end in time. What it asked the sandbox for may go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerState:
+    """One entry of ``runsc list``."""
+
+    id: str
+    status: str
+    annotations: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Runsc:
+    """One runsc binary and the root directory of its containers."""
+
+    binary: Path
+    root: Path
+
+    def version(self) -> str:
+        """Return the build, e.g. ``release-20260905.0``."""
+        text = self._ask("--version")
+        first = text.splitlines()[0] if text else ""
+        return first.removeprefix("runsc version ").strip()
+
+    def cpu_features(self) -> tuple[str, ...]:
+        """Return the features of this machine's CPU under gVisor's names."""
+        text = self._ask("cpu-features")
+        return tuple(sorted(f.strip() for f in text.replace("\n", ",").split(",") if f.strip()))
+
+    def containers(self) -> list[ContainerState]:
+        """Return every container below the root."""
+        entries: list[dict[str, Any]] = json.loads(self._ask("list", "--format=json")) or []
+        return [
+            ContainerState(
+                id=e["id"], status=e.get("status", ""), annotations=e.get("annotations") or {}
+            )
+            for e in entries
+        ]
+
+    def checkpoint(self, sandbox: str, directory: Path, *, direct: bool) -> subprocess.Popen[bytes]:
+        """Begin to save a sandbox into an empty directory; the sandbox goes on afterwards.
+
+        The caller waits with ``finish``. Compression and zero pages are set explicitly, because
+        their defaults changed between releases.
+        """
+        flags = ["--leave-running", "--compression=none", "--exclude-committed-zero-pages"]
+        if direct:
+            flags.append("--direct")
+        return self._spawn("checkpoint", f"--image-path={directory}", *flags, sandbox)
+
+    def wait_for_checkpoint(self, sandbox: str) -> subprocess.Popen[bytes]:
+        """Begin to wait for the sandbox's next save, whoever asks for it."""
+        return self._spawn("wait", "--checkpoint", sandbox)
+
+    def wait_for_restore(self, sandbox: str, *, limit_s: float) -> None:
+        """Return once the sandbox's memory is back.
+
+        Raises:
+            RunscError: the restore failed; the sandbox is spent.
+        """
+        finish(self._spawn("wait", "--restore", sandbox), limit_s=limit_s)
+
+    def _ask(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [str(self.binary), f"--root={self.root}", *arguments],
+            capture_output=True,
+            timeout=QUESTION_LIMIT_S,
+            check=False,
+        )
+        if done.returncode:
+            raise RunscError(first_line(done.stderr))
+        return done.stdout.decode("utf-8", "replace")
+
+    def _spawn(self, *arguments: str) -> subprocess.Popen[bytes]:
+        argv: Sequence[str] = [str(self.binary), f"--root={self.root}", *arguments]
+        return subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+
+
+def finish(process: subprocess.Popen[bytes], *, limit_s: float | None) -> None:
+    """Wait for a command to end well.
+
+    Raises:
+        RunscTimeoutError: it still runs after ``limit_s`` seconds; it is left running.
+        RunscError: it failed.
+    """
+    try:
+        _, stderr = process.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired as error:
+        raise RunscTimeoutError(f"no end within {limit_s:.0f} s") from error
+    if process.returncode:
+        said = first_line(stderr)
+        raise RunscError(f"{said} (runsc error: {_ending(process.returncode)})")
+
+
+def _ending(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit status {code}"
+
+
+def first_line(stderr: bytes) -> str:
+    """Return the first line that says something, capped."""
+    for line in stderr.decode("utf-8", "replace").splitlines():
+        if line.strip():
+            return line.strip()[:STDERR_LIMIT]
+    return "runsc said nothing"

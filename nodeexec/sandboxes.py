@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The governed sandboxes of this node, as the runtime recorded them beside their bundles.
+
+The files are the truth, not the agent's memory: they are written before a container exists and go
+away with the bundle, so an agent that was away learns everything again. A sandbox without a record
+was started before its policy or while the agent was away, and cannot be saved.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+DECISION_FILE = "podsnap.json"
+STARTED_DIR = "podsnap-started"
+REPORTED_FILE = "podsnap-reported"
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedSandbox:
+    """A sandbox that the runtime prepared. ``restored_from`` is empty for a cold start."""
+
+    id: str
+    bundle: Path
+    pod_uid: str
+    pod_name: str
+    namespace: str
+    policy: str
+    workload_dir: Path | None
+    restored_from: str
+    expected_containers: int
+
+    @property
+    def restore_is_complete(self) -> bool:
+        """Whether every container of a restoring sandbox has started."""
+        started = self.bundle / STARTED_DIR
+        return (
+            bool(self.restored_from)
+            and started.is_dir()
+            and len(list(started.iterdir())) >= self.expected_containers
+        )
+
+    @property
+    def is_reported(self) -> bool:
+        """Whether the restore was told on the Pod."""
+        return (self.bundle / REPORTED_FILE).exists()
+
+    def mark_reported(self) -> None:
+        """Remember that the restore was told; lost with the sandbox, as it should be."""
+        try:
+            (self.bundle / REPORTED_FILE).touch(mode=0o600)
+        except FileNotFoundError:
+            return  # the Pod is already gone
+
+
+def prepared_sandboxes(bundles: Path) -> Iterator[PreparedSandbox]:
+    """Yield every recorded sandbox; a record that is being removed is skipped."""
+    for record in bundles.glob(f"*/{DECISION_FILE}"):
+        sandbox = read_record(record)
+        if sandbox is not None:
+            yield sandbox
+
+
+def read_record(record: Path) -> PreparedSandbox | None:
+    """Read one record, ``None`` if it is gone or unreadable."""
+    try:
+        raw: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+        restore = raw.get("restore") or {}
+        workload_dir = raw.get("workload_dir") or ""
+        return PreparedSandbox(
+            id=raw["sandbox"],
+            bundle=record.parent,
+            pod_uid=raw["pod"]["uid"],
+            pod_name=raw["pod"]["name"],
+            namespace=raw["pod"]["namespace"],
+            policy=raw.get("policy", ""),
+            workload_dir=Path(workload_dir) if workload_dir else None,
+            restored_from=restore.get("snapshot", ""),
+            expected_containers=len(restore.get("image_ids") or {}),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def sandbox_of_pod(bundles: Path, pod_uid: str) -> PreparedSandbox | None:
+    """Return the newest recorded sandbox of a Pod."""
+    found = [s for s in prepared_sandboxes(bundles) if s.pod_uid == pod_uid]
+    return max(found, key=lambda s: s.bundle.stat().st_ctime_ns, default=None)

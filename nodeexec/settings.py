@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an agent is told about its node, from one TOML file.
+
+Paths are the node's own; nothing here comes from the cluster, so no API object can move them.
+"""
+
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Self
+
+
+class SettingsError(Exception):
+    """The file is missing, no TOML, or lacks a key."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """Paths and names of one node."""
+
+    node_name: str
+    kubeconfig: Path
+    state_dir: Path
+    socket: Path
+    runsc: Path
+    runsc_root: Path
+    runsc_config: Path
+    kubelet_root: Path
+    ctr: Path
+    containerd_address: Path
+    containerd_state: Path
+    bucket_root: Path
+    cluster_id: str
+    metrics_address: str = "127.0.0.1:8081"
+    runtime_state_dir: Path = Path("/run/podsnap/runtime")
+    machine_series: str = ""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read the file.
+
+        Raises:
+            SettingsError: with the file, what is wrong and what to do.
+        """
+        try:
+            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise SettingsError(f"{path} cannot be read ({error.strerror}); write it") from error
+        except tomllib.TOMLDecodeError as error:
+            raise SettingsError(f"{path}: {error}; mend the file") from error
+        known = {f.name: f for f in fields(cls)}
+        unknown = sorted(raw.keys() - known.keys())
+        if unknown:
+            raise SettingsError(f"{path}: unknown key {unknown[0]}; known: {', '.join(known)}")
+        typed = {k: Path(v) if known[k].type is Path else v for k, v in raw.items()}
+        try:
+            return cls(**typed)
+        except TypeError as error:
+            raise SettingsError(f"{path}: {error}") from error
+
+    @property
+    def staging_dir(self) -> Path:
+        """Where images are written; must be able to hold a sandbox's memory."""
+        return self.state_dir / "staging"
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where verified images lie ready for restores."""
+        return self.state_dir / "cache"
+
+    @property
+    def bundles_dir(self) -> Path:
+        """Where containerd keeps the OCI bundles of running containers."""
+        return self.containerd_state / "io.containerd.runtime.v2.task" / "k8s.io"

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a snapshot fits a Pod on a node, and which of several is taken.
+
+One function for three callers: the agent restores by it, ``plan`` predicts by it, ``explain`` tells
+why not. It never stops at the first difference, because a user who mends one wants to see them all.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from policies.compatibility import incompatibilities
+from policies.distill import differences
+from policies.selection import group_labels
+from policies.verdict import Finding, Reason, Verdict
+from schemas.conditions import Condition
+from schemas.names import READY
+from schemas.pod import Pod
+from schemas.policy import Policy
+from schemas.snapshot import Compatibility, Snapshot, SpecIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A Pod that could be restored, with everything a judgement needs about its side."""
+
+    pod: Pod
+    policy: Policy
+    identity: SpecIdentity
+    node: Compatibility
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The snapshot to restore, or why the Pod starts cold.
+
+    ``noteworthy`` is false where a cold start is what anybody expects: no snapshot exists yet.
+    """
+
+    snapshot: Snapshot | None
+    reason: str = ""
+    noteworthy: bool = False
+
+
+def judge(candidate: Candidate, snapshot: Snapshot) -> Verdict:
+    """Judge one snapshot for one Pod on one node."""
+    found: list[Finding] = []
+    pod, policy = candidate.pod, candidate.policy
+    if snapshot.metadata.namespace != pod.metadata.namespace:
+        found.append(Finding(Reason.OTHER_NAMESPACE, "it belongs to another namespace"))
+    if snapshot.policy_name != policy.metadata.name:
+        found.append(
+            Finding(
+                Reason.OTHER_POLICY,
+                f"it was saved under policy {snapshot.policy_name}, "
+                f"the Pod is governed by {policy.metadata.name}",
+            )
+        )
+    if not _is_ready(snapshot):
+        found.append(Finding(Reason.NOT_READY, _why_not_ready(snapshot.conditions)))
+    if snapshot.damage:
+        found.append(Finding(Reason.DAMAGED, f"its bytes are damaged: {snapshot.damage}"))
+    capture = snapshot.capture
+    if capture is None:
+        return Verdict(tuple(found))
+    found += [
+        Finding(Reason.SPEC_DIFFERS, text)
+        for text in differences(capture.identity, candidate.identity)
+    ]
+    want, have = _group(snapshot.metadata.labels, policy), group_labels(pod, policy)
+    if want != have:
+        found.append(Finding(Reason.GROUP_DIFFERS, f"its group is {want}, the Pod's is {have}"))
+    found += [
+        Finding(Reason.NODE_INCOMPATIBLE, text)
+        for text in incompatibilities(capture.compatibility, candidate.node)
+    ]
+    return Verdict(tuple(found))
+
+
+def choose(candidate: Candidate, snapshots: Iterable[Snapshot]) -> Choice:
+    """Take the newest snapshot that fits; a pin takes exactly that one or none (contract, 6.3)."""
+    pod, policy = candidate.pod, candidate.policy
+    ours = [s for s in snapshots if s.metadata.namespace == pod.metadata.namespace]
+    pin = pod.pinned_snapshot
+    if pin is not None:
+        return _choose_pinned(candidate, ours, pin)
+    judged = [(s, judge(candidate, s)) for s in ours if s.policy_name == policy.metadata.name]
+    fitting = [s for s, verdict in judged if verdict.usable]
+    if fitting:
+        return Choice(max(fitting, key=_age_key))
+    ready = [(s, v) for s, v in judged if _is_ready(s)]
+    if not ready:
+        return Choice(None, f"no snapshot of policy {policy.metadata.name} is ready yet")
+    newest, verdict = max(ready, key=lambda pair: _age_key(pair[0]))
+    return Choice(
+        None, f"PodSnapshot {newest.metadata} does not fit: {verdict.message}", noteworthy=True
+    )
+
+
+def _choose_pinned(candidate: Candidate, ours: list[Snapshot], pin: str) -> Choice:
+    if not pin:
+        return Choice(None, "the Pod's ps-name annotation is empty, which means: never restore")
+    named = next((s for s in ours if s.metadata.name == pin), None)
+    namespace = candidate.pod.metadata.namespace
+    if named is None:
+        return Choice(
+            None,
+            f"PodSnapshot {namespace}/{pin}, named by the ps-name annotation, does not exist",
+            noteworthy=True,
+        )
+    verdict = judge(candidate, named)
+    if verdict.usable:
+        return Choice(named)
+    return Choice(
+        None,
+        f"PodSnapshot {namespace}/{pin}, named by the ps-name annotation, does not fit: "
+        f"{verdict.message}",
+        noteworthy=True,
+    )
+
+
+def _age_key(snapshot: Snapshot) -> tuple[str, str, str]:
+    # When it was saved, not when it was wished for: a workload's object may wait for days.
+    saved_at = snapshot.capture.checkpointed_at if snapshot.capture else ""
+    return (saved_at, snapshot.metadata.creation_timestamp, snapshot.metadata.name)
+
+
+def _is_ready(snapshot: Snapshot) -> bool:
+    ready = snapshot.conditions.get(READY)
+    return ready is not None and ready.is_true and not snapshot.metadata.is_deleting
+
+
+def _why_not_ready(conditions: Mapping[str, Condition]) -> str:
+    ready = conditions.get(READY)
+    if ready is None:
+        return "it is not ready"
+    return f"it is not ready ({ready.reason}{': ' + ready.message if ready.message else ''})"
+
+
+def _group(labels: Mapping[str, str], policy: Policy) -> dict[str, str]:
+    return {key: labels[key] for key in policy.grouping_labels if key in labels}

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which policy governs a Pod.
+
+No public statement says what happens when several policies select one Pod; here the oldest governs
+(then the name decides), so that adding a policy never takes a Pod away from a working one.
+"""
+
+from collections.abc import Iterable
+
+from schemas.pod import Pod
+from schemas.policy import Policy
+
+
+def governing_policy(pod: Pod, policies: Iterable[Policy]) -> Policy | None:
+    """Return the policy that governs the Pod, or ``None``. Static Pods are never governed."""
+    if pod.is_static:
+        return None
+    selecting = [
+        p
+        for p in policies
+        if p.metadata.namespace == pod.metadata.namespace
+        and not p.metadata.is_deleting
+        and p.selector.matches(pod.metadata.labels)
+    ]
+    return min(
+        selecting,
+        key=lambda p: (p.metadata.creation_timestamp, p.metadata.name),
+        default=None,
+    )
+
+
+def group_labels(pod: Pod, policy: Policy) -> dict[str, str]:
+    """Return the exact label set that is the Pod's group under the policy (contract, 6.4)."""
+    labels = pod.metadata.labels
+    return {key: labels[key] for key in policy.grouping_labels if key in labels}

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GitSources: a repository's policies, applied as they stand at one commit.
+
+Server-side apply under one field manager corrects drift; the inventory of what was applied says what
+may be pruned. A tree that cannot be read changes nothing: the last good revision stays.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Any, Final
+
+from backends.clock import Clock
+from backends.git.source import GitError, GitTree, read_tree
+from backends.kube.client import (
+    GIT_SOURCES,
+    POD_SNAPSHOT_MANUAL_TRIGGERS,
+    POD_SNAPSHOT_POLICIES,
+    POD_SNAPSHOT_STORAGE_CONFIGS,
+    KubeClient,
+    Resource,
+)
+from backends.kube.errors import ApiError, Conflict, NotFound
+from reconciler.cluster_cache import ClusterCache
+from reconciler.controller import Key
+from reconciler.git_manifests import (
+    DesiredObject,
+    DesiredState,
+    TreeRefusedError,
+    desired_state,
+)
+from schemas.conditions import Condition, render_conditions
+from schemas.git_source import GitSource, InventoryEntry
+from schemas.instants import to_time
+from schemas.names import (
+    CONTROLLER_MANAGER,
+    GIT_REVISION_ANNOTATION,
+    GITSOURCE_MANAGER,
+    OWN_API_VERSION,
+    READY,
+)
+
+log = logging.getLogger(__name__)
+
+_RETRY_S: Final = 10.0
+_RESOURCES: Final = {
+    r.kind: r
+    for r in (POD_SNAPSHOT_STORAGE_CONFIGS, POD_SNAPSHOT_POLICIES, POD_SNAPSHOT_MANUAL_TRIGGERS)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    condition: Condition
+    revision: str
+    inventory: tuple[InventoryEntry, ...]
+    again_s: float
+
+
+@dataclass(slots=True)
+class GitSourceController:
+    """Reconciles GitSources."""
+
+    client: KubeClient
+    cache: ClusterCache
+    clock: Clock
+
+    def reconcile(self, key: Key) -> float | None:
+        """Look at one repository when it is due, apply what it says, prune what left it."""
+        source = self.cache.git_sources.store.get(*key)
+        if source is None or source.metadata.is_deleting:
+            return None
+        outcome = self._sync(source)
+        self._write(source, outcome)
+        return outcome.again_s
+
+    def _sync(self, source: GitSource) -> _Outcome:
+        revision = source.applied_revision
+        inventory = source.inventory
+        try:
+            tree = read_tree(
+                source.url,
+                branch=source.branch,
+                tag=source.tag,
+                commit=source.commit,
+                path=source.path,
+            )
+            desired = desired_state(tree.files, namespace=source.metadata.namespace)
+        except (GitError, TreeRefusedError) as error:
+            reason = "FetchFailed" if isinstance(error, GitError) else "TreeRefused"
+            kept = f"; revision {revision} stays applied" if revision else ""
+            return self._not_ready(source, reason, f"{error}{kept}", inventory, revision)
+        revision = f"{source.branch or source.tag or 'HEAD'}@sha1:{tree.commit}"
+        applied: list[InventoryEntry] = []
+        try:
+            for wanted in desired.objects:
+                self._apply(wanted, revision)
+                applied.append(wanted.entry)
+        except ApiError as error:
+            union = tuple(dict.fromkeys([*inventory, *applied]))
+            message = f"{wanted.entry.kind} {wanted.entry.name} was refused: {error}"
+            return self._not_ready(source, "ApplyFailed", message, union, source.applied_revision)
+        left = [e for e in inventory if e not in applied]
+        if source.prune:
+            left = [e for e in left if not self._prune(e)]
+        return _Outcome(
+            self._ready(source, tree, desired), revision, (*applied, *left), source.interval_s
+        )
+
+    def _apply(self, wanted: DesiredObject, revision: str) -> None:
+        body: dict[str, Any] = {**wanted.body}
+        metadata = {**body["metadata"]}
+        metadata["annotations"] = {
+            **(metadata.get("annotations") or {}),
+            GIT_REVISION_ANNOTATION: revision,
+        }
+        body["metadata"] = metadata
+        self.client.apply(
+            _RESOURCES[wanted.entry.kind], body, field_manager=GITSOURCE_MANAGER, force=True
+        )
+
+    def _prune(self, entry: InventoryEntry) -> bool:
+        resource: Resource | None = _RESOURCES.get(entry.kind)
+        if resource is None:
+            return True
+        try:
+            self.client.delete(resource, entry.name, namespace=entry.namespace or None)
+            log.info("pruned %s %s", entry.kind, entry.name)
+        except NotFound:
+            return True
+        except ApiError as error:
+            log.warning("%s %s could not be pruned: %s", entry.kind, entry.name, error)
+            return False
+        return True
+
+    def _ready(self, source: GitSource, tree: GitTree, desired: DesiredState) -> Condition:
+        foreign = f"; left alone: {', '.join(desired.foreign)}" if desired.foreign else ""
+        return Condition(
+            READY,
+            "True",
+            "Applied",
+            f"commit {tree.commit[:12]} applied, {len(desired.objects)} objects{foreign}",
+            observed_generation=source.metadata.generation,
+        )
+
+    def _not_ready(
+        self,
+        source: GitSource,
+        reason: str,
+        message: str,
+        inventory: tuple[InventoryEntry, ...],
+        revision: str,
+    ) -> _Outcome:
+        condition = Condition(
+            READY, "False", reason, message, observed_generation=source.metadata.generation
+        )
+        return _Outcome(condition, revision, inventory, min(source.interval_s, _RETRY_S))
+
+    def _write(self, source: GitSource, outcome: _Outcome) -> None:
+        before = source.conditions.get(READY)
+        if (
+            outcome.condition.says_the_same_as(before)
+            and outcome.revision == source.applied_revision
+            and outcome.inventory == source.inventory
+            and source.observed_generation == source.metadata.generation
+        ):
+            return
+        body = {
+            "apiVersion": OWN_API_VERSION,
+            "kind": "GitSource",
+            "metadata": {
+                "name": source.metadata.name,
+                "namespace": source.metadata.namespace,
+                "uid": source.metadata.uid,
+            },
+            "status": {
+                "conditions": render_conditions(
+                    [outcome.condition],
+                    previous=source.conditions,
+                    now=to_time(self.clock.now()),
+                ),
+                "observedGeneration": source.metadata.generation,
+                "lastAppliedRevision": outcome.revision,
+                "inventory": [e.to_object() for e in outcome.inventory],
+            },
+        }
+        try:
+            self.client.apply(
+                GIT_SOURCES,
+                body,
+                field_manager=CONTROLLER_MANAGER,
+                subresource="status",
+                force=True,
+            )
+        except (NotFound, Conflict):
+            return

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The controller process: caches, controllers, leadership, and which change wakes which key.
+
+Every replica fills its caches; only the leader works. Losing the lease ends the process: starting
+anew is the one way back that is exercised every day.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from backends.clock import Clock
+from backends.kube.client import KubeClient
+from backends.kube.lease import LeaderElection
+from backends.objects.factory import open_store
+from backends.objects.interface import ObjectStore
+from policies.identity import manual_snapshot_name
+from reconciler.cluster_cache import ClusterCache
+from reconciler.controller import Controller, ReconcileMetrics
+from reconciler.git_source_controller import GitSourceController
+from reconciler.policy_controller import PolicyController
+from reconciler.snapshot_controller import SnapshotController
+from reconciler.storage_controller import StorageController
+from reconciler.trigger_controller import TriggerController
+from schemas.names import SYSTEM_NAMESPACE, TRIGGERED_BY_LABEL
+from schemas.pod import Pod
+from schemas.policy import Policy
+from schemas.snapshot import Snapshot
+from schemas.storage_config import Location, StorageConfig
+from schemas.trigger import ManualTrigger
+
+log = logging.getLogger(__name__)
+
+LEASE_NAME: Final = "podsnap-controller"
+_SYNC_LIMIT_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class ManagerSettings:
+    """What a controller process is told."""
+
+    cluster_id: str
+    bucket_root: Path | None
+    identity: str
+    namespace: str = SYSTEM_NAMESPACE
+
+
+class Manager:
+    """All controllers of one process."""
+
+    def __init__(self, settings: ManagerSettings, client: KubeClient, clock: Clock) -> None:
+        """Wire everything; nothing runs before ``start``."""
+        self.cache = ClusterCache(client)
+        self.metrics = ReconcileMetrics()
+        self.lost_leadership = threading.Event()
+        self._clock = clock
+        self._bucket_root = settings.bucket_root
+        triggers = TriggerController(client, self.cache, clock)
+        snapshots = SnapshotController(client, self.cache, clock, self._store)
+        policies = PolicyController(client, self.cache, clock)
+        storage = StorageController(client, self.cache, clock, settings.cluster_id, self._store)
+        sources = GitSourceController(client, self.cache, clock)
+        self._triggers = self._controller("trigger", triggers.reconcile, threads=2)
+        self._snapshots = self._controller("snapshot", snapshots.reconcile, threads=2)
+        self._policies = self._controller("policy", policies.reconcile)
+        self._storage = self._controller("storage", storage.reconcile)
+        self._sources = self._controller("gitsource", sources.reconcile)
+        self._controllers = (
+            self._triggers,
+            self._snapshots,
+            self._policies,
+            self._storage,
+            self._sources,
+        )
+        self._wire()
+        self._election = LeaderElection(
+            client,
+            namespace=settings.namespace,
+            name=LEASE_NAME,
+            identity=settings.identity,
+            on_started=self._lead,
+            on_stopped=self._stop_leading,
+            clock=clock,
+        )
+
+    def start(self) -> None:
+        """Fill the caches and stand for election."""
+        self.cache.start()
+        self._election.start()
+
+    def stop(self) -> None:
+        """Give the lease back and end."""
+        for controller in self._controllers:
+            controller.stop()
+        self._election.stop()
+        self.cache.stop()
+
+    def is_ready(self) -> bool:
+        """Whether this replica could lead now."""
+        return self.cache.is_synced()
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this replica leads."""
+        return self._election.is_leader
+
+    def _lead(self) -> None:
+        while not self.cache.is_synced():
+            if self._clock.wait(self.lost_leadership, 0.05):
+                return
+        log.info("leading; all caches are filled")
+        for controller in self._controllers:
+            controller.start()
+
+    def _stop_leading(self) -> None:
+        log.warning("the lease was lost")
+        self.lost_leadership.set()
+
+    def _controller(
+        self, name: str, handle: Callable[[Any], float | None], *, threads: int = 1
+    ) -> Controller:
+        return Controller(name, handle, self._clock, self.metrics, threads=threads)
+
+    def _store(self, location: Location) -> ObjectStore:
+        return open_store(location.bucket, bucket_root=self._bucket_root)
+
+    # -- which change wakes which key
+
+    def _wire(self) -> None:
+        cache = self.cache
+        cache.pods.on_change = self._pod_changed
+        cache.snapshots.on_change = self._snapshot_changed
+        cache.policies.on_change = self._policy_changed
+        cache.triggers.on_change = _queue_into(self._triggers)
+        cache.storage_configs.on_change = self._storage_changed
+        cache.git_sources.on_change = _queue_into(self._sources)
+        cache.leases.on_change = self._node_changed
+
+    def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
+        pod = new or old
+        if pod is None:
+            return
+        appeared = old is None or (new is not None and old.node_name != new.node_name)
+        if appeared and new is not None:
+            policy = self.cache.policy_of(new)
+            if policy is not None:
+                self._policies.queue.add(policy.metadata.key)
+        if new is None:
+            for snapshot in self.cache.snapshots.store.items():
+                if snapshot.origin_pod_uid == pod.metadata.uid:
+                    self._snapshots.queue.add(snapshot.metadata.key)
+
+    def _snapshot_changed(self, old: Snapshot | None, new: Snapshot | None) -> None:
+        snapshot = new or old
+        if snapshot is None:
+            return
+        self._snapshots.queue.add(snapshot.metadata.key)
+        if TRIGGERED_BY_LABEL in snapshot.metadata.labels:
+            for trigger in self._open_triggers(snapshot.metadata.namespace):
+                if manual_snapshot_name(trigger.metadata.uid) == snapshot.metadata.name:
+                    self._triggers.queue.add(trigger.metadata.key)
+        if snapshot.identity_label and (new is None or _just_failed(old, new)):
+            self._policies.queue.add((snapshot.metadata.namespace, snapshot.policy_name))
+
+    def _policy_changed(self, old: Policy | None, new: Policy | None) -> None:
+        policy = new or old
+        if policy is None:
+            return
+        self._policies.queue.add(policy.metadata.key)
+        if old is None or new is None or old.metadata.generation != new.metadata.generation:
+            for snapshot in self.cache.snapshots.store.items():
+                if (snapshot.metadata.namespace, snapshot.policy_name) == policy.metadata.key:
+                    self._snapshots.queue.add(snapshot.metadata.key)
+
+    def _storage_changed(self, old: StorageConfig | None, new: StorageConfig | None) -> None:
+        config = new or old
+        if config is None:
+            return
+        self._storage.queue.add(config.metadata.key)
+        if old is not None and new is not None and old.conditions == new.conditions:
+            return
+        for policy in self.cache.policies.store.items():
+            if policy.storage_config_name == config.metadata.name:
+                self._policies.queue.add(policy.metadata.key)
+        for snapshot in self.cache.snapshots.store.items():
+            if snapshot.capture is None:
+                self._snapshots.queue.add(snapshot.metadata.key)
+        for trigger in self._open_triggers():
+            self._triggers.queue.add(trigger.metadata.key)
+
+    def _node_changed(self, old: Any, new: Any) -> None:  # noqa: ANN401 - NodeFacts or None
+        if new is not None and (old is None or old.compatibility != new.compatibility):
+            for policy in self.cache.policies.store.items():
+                self._policies.queue.add(policy.metadata.key)
+
+    def _open_triggers(self, namespace: str | None = None) -> Iterable[ManualTrigger]:
+        return (
+            t
+            for t in self.cache.triggers.store.items()
+            if not t.is_answered and namespace in {None, t.metadata.namespace}
+        )
+
+
+def _queue_into(controller: Controller) -> Callable[[Any, Any], None]:
+    def changed(old: Any, new: Any) -> None:  # noqa: ANN401 - whatever the reflector holds
+        found = new or old
+        # An answer written by us needs no other look.
+        if found is not None and (old is None or new is None or _is_news(old, new)):
+            controller.queue.add(found.metadata.key)
+
+    return changed
+
+
+def _is_news(old: Any, new: Any) -> bool:  # noqa: ANN401 - two values of one kind
+    return bool(
+        old.metadata.generation != new.metadata.generation
+        or old.metadata.is_deleting != new.metadata.is_deleting
+        or old.metadata.annotations != new.metadata.annotations
+    )
+
+
+def _just_failed(old: Snapshot | None, new: Snapshot) -> bool:
+    def is_spent(s: Snapshot | None) -> bool:
+        return s is not None and bool(s.damage or (s.capture and s.capture.failure))
+
+    return is_spent(new) and not is_spent(old)
+
+
+def default_identity() -> str:
+    """Return a name for this replica, unique among live ones."""
+    return f"{os.uname().nodename}_{os.getpid()}"

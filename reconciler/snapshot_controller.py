@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PodSnapshots: the state machine's facts gathered, its effects carried out, ``Ready`` written.
+
+The bytes are deleted here, by the place recorded at the claim, so that neither the policy nor the
+storage config nor the node needs to exist any more.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from backends.clock import Clock
+from backends.kube.client import POD_SNAPSHOTS, KubeClient
+from backends.kube.errors import Conflict, NotFound
+from backends.objects.interface import BucketMissing, ObjectStore, StoreError
+from nodeexec.upload import delete_attempt
+from policies.capturing import storage_usable
+from reconciler.cluster_cache import ClusterCache
+from reconciler.controller import Key
+from schemas.conditions import Condition, render_conditions
+from schemas.instants import to_micro_time, to_time
+from schemas.names import (
+    API_VERSION,
+    CAPTURE_MANAGER,
+    CHECKPOINT,
+    CONTROLLER_MANAGER,
+    FINALIZER,
+    READY,
+)
+from schemas.snapshot import RECORD_VERSION, CaptureRecord, ControlRecord, Failure, Snapshot
+from schemas.storage_config import Location
+from statemachine.snapshot import (
+    Effect,
+    SnapshotFacts,
+    State,
+    Step,
+    capture_conditions,
+    extend_story,
+    ready_condition,
+    step,
+)
+
+log = logging.getLogger(__name__)
+
+# Three missed heartbeats and some: an agent that restarts is back long before.
+AGENT_LOST_S: Final = 60.0
+_LOOK_AGAIN_S: Final = 15.0
+_DELETE_RETRY_S: Final = 5.0
+_LOST = "AgentLost"
+
+
+@dataclass(slots=True)
+class SnapshotController:
+    """Reconciles PodSnapshots."""
+
+    client: KubeClient
+    cache: ClusterCache
+    clock: Clock
+    open_store: Callable[[Location], ObjectStore]
+
+    def reconcile(self, key: Key) -> float | None:
+        """Bring one snapshot one step further."""
+        snapshot = self.cache.snapshots.store.get(*key)
+        if snapshot is None:
+            return None
+        facts = self._facts(snapshot)
+        outcome = step(facts)
+        if Effect.DELETE_BYTES in outcome.effects:
+            self._write(snapshot, outcome)
+            message = self._delete_bytes(snapshot)
+            if message:
+                self._write(snapshot, Step(State.DELETING, message))
+                return _DELETE_RETRY_S
+            outcome = step(replace(facts, bytes_remain=False))
+        if Effect.RELEASE in outcome.effects:
+            self._release(snapshot)
+            return None
+        if Effect.DELETE_OBJECT in outcome.effects:
+            self._delete_object(snapshot)
+            return None
+        if Effect.ABANDON in outcome.effects:
+            self._abandon(snapshot, outcome)
+            return 0.0
+        self._write(snapshot, outcome)
+        if outcome.state is State.PENDING and CHECKPOINT not in snapshot.conditions:
+            self._announce_waiting(snapshot)
+        waiting = outcome.state in {State.PENDING, State.CHECKPOINTING, State.UPLOADING}
+        return _LOOK_AGAIN_S if waiting else None
+
+    def _facts(self, snapshot: Snapshot) -> SnapshotFacts:
+        policy = self.cache.policies.store.get(snapshot.metadata.namespace, snapshot.policy_name)
+        capture = snapshot.capture
+        node = self.cache.node(capture.node if capture else snapshot.origin_node)
+        age_s = self.clock.now().timestamp() - (node.renewed_at_s if node else 0.0)
+        pod_uid = capture.pod_uid if capture else snapshot.origin_pod_uid
+        waiting_for = ""
+        if policy is not None and capture is None:
+            waiting_for = storage_usable(policy, self.cache.storage_of(policy)).message
+        return SnapshotFacts(
+            snapshot=snapshot,
+            policy_exists=policy is not None and not policy.metadata.is_deleting,
+            origin_alive=self.cache.pods.store.by_uid(pod_uid) is not None,
+            agent_alive=age_s < AGENT_LOST_S,
+            is_automatic=bool(snapshot.identity_label),
+            waiting_for=waiting_for,
+            bytes_remain=capture is not None and capture.location is not None,
+        )
+
+    def _delete_bytes(self, snapshot: Snapshot) -> str:
+        """Delete everything of the snapshot; returns why something may remain, or nothing."""
+        capture = snapshot.capture
+        if capture is None or capture.location is None:
+            return ""
+        try:
+            store = self.open_store(capture.location)
+            deleted = delete_attempt(store, capture.location, snapshot.metadata.uid)
+        except BucketMissing:
+            return ""
+        except StoreError as error:
+            return f"its bytes in {capture.location.url} cannot be deleted: {error}"
+        log.info("%d objects of %s deleted", deleted, snapshot.metadata)
+        return ""
+
+    def _release(self, snapshot: Snapshot) -> None:
+        remaining = [f for f in snapshot.metadata.finalizers if f != FINALIZER]
+        if len(remaining) == len(snapshot.metadata.finalizers):
+            return
+        patch = {
+            "metadata": {
+                "finalizers": remaining,
+                "resourceVersion": snapshot.metadata.resource_version,
+                "uid": snapshot.metadata.uid,
+            }
+        }
+        try:
+            self.client.merge_patch(
+                POD_SNAPSHOTS,
+                snapshot.metadata.name,
+                patch,
+                namespace=snapshot.metadata.namespace,
+                field_manager=CONTROLLER_MANAGER,
+            )
+        except (NotFound, Conflict):
+            return  # gone already, or changed: the change queued the key again
+
+    def _delete_object(self, snapshot: Snapshot) -> None:
+        try:
+            self.client.delete(
+                POD_SNAPSHOTS,
+                snapshot.metadata.name,
+                namespace=snapshot.metadata.namespace,
+                uid=snapshot.metadata.uid,
+            )
+        except (NotFound, Conflict):
+            return
+
+    def _abandon(self, snapshot: Snapshot, outcome: Step) -> None:
+        """Take the save away from a node that is lost; its next apply gets a conflict."""
+        lost = Failure(_LOST, outcome.message)
+        record = replace(snapshot.capture or CaptureRecord(node="none"), failure=lost)
+        self._delete_bytes(snapshot)
+        self._apply(
+            snapshot,
+            outcome,
+            taken=record,
+            conditions=capture_conditions(State.FAILED, f"{lost.reason}: {lost.message}"),
+        )
+
+    def _write(self, snapshot: Snapshot, outcome: Step) -> None:
+        ready = ready_condition(outcome)
+        story = extend_story(snapshot, outcome, now=to_micro_time(self.clock.now()))
+        same = ready.says_the_same_as(snapshot.conditions.get(READY))
+        if same and story == snapshot.control.story:
+            return
+        capture = snapshot.capture
+        # What was once taken away must stand in every later apply, or it would be removed.
+        taken = capture is not None and capture.failure is not None
+        if taken and capture is not None and capture.failure and capture.failure.reason == _LOST:
+            text = f"{capture.failure.reason}: {capture.failure.message}"
+            self._apply(
+                snapshot,
+                outcome,
+                taken=capture,
+                conditions=capture_conditions(State.FAILED, text),
+            )
+            return
+        self._apply(snapshot, outcome, taken=None, conditions=())
+
+    def _apply(
+        self,
+        snapshot: Snapshot,
+        outcome: Step,
+        *,
+        taken: CaptureRecord | None,
+        conditions: tuple[Condition, ...],
+    ) -> None:
+        now = self.clock.now()
+        control = ControlRecord(
+            story=extend_story(snapshot, outcome, now=to_micro_time(now)),
+            quarantine=snapshot.control.quarantine,
+        )
+        podsnap: dict[str, Any] = {"version": RECORD_VERSION, "control": control.to_object()}
+        if taken is not None:
+            podsnap["capture"] = taken.to_object()
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": "PodSnapshot",
+            "metadata": {
+                "name": snapshot.metadata.name,
+                "namespace": snapshot.metadata.namespace,
+                "uid": snapshot.metadata.uid,
+            },
+            "status": {
+                "observedGeneration": snapshot.metadata.generation,
+                "conditions": render_conditions(
+                    [ready_condition(outcome), *conditions],
+                    previous=snapshot.conditions,
+                    now=to_time(now),
+                ),
+                "podsnap": podsnap,
+            },
+        }
+        try:
+            self.client.apply(
+                POD_SNAPSHOTS,
+                body,
+                field_manager=CONTROLLER_MANAGER,
+                subresource="status",
+                force=True,
+            )
+        except (NotFound, Conflict):
+            return  # gone, or another object of the same name: its own events follow
+
+    def _announce_waiting(self, snapshot: Snapshot) -> None:
+        """Fill the saving node's conditions in for it, if nobody claimed the object meanwhile."""
+        if not snapshot.identity_label:
+            return  # a manual save is claimed within milliseconds; do not race it
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": "PodSnapshot",
+            "metadata": {
+                "name": snapshot.metadata.name,
+                "namespace": snapshot.metadata.namespace,
+                "uid": snapshot.metadata.uid,
+                "resourceVersion": snapshot.metadata.resource_version,
+            },
+            "status": {
+                "conditions": render_conditions(
+                    capture_conditions(State.PENDING, "nothing was saved yet"),
+                    previous=snapshot.conditions,
+                    now=to_time(self.clock.now()),
+                )
+            },
+        }
+        try:
+            self.client.apply(
+                POD_SNAPSHOTS, body, field_manager=CAPTURE_MANAGER, subresource="status"
+            )
+        except (NotFound, Conflict):
+            return

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Manual triggers: judged once, then they follow their snapshot to its end."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from backends.clock import Clock
+from backends.kube.client import POD_SNAPSHOT_MANUAL_TRIGGERS, KubeClient
+from backends.kube.errors import Conflict, NotFound
+from policies.capturing import TriggerInput, may_trigger, storage_usable
+from policies.identity import manual_snapshot_name
+from reconciler.cluster_cache import ClusterCache
+from reconciler.controller import Key
+from reconciler.snapshot_objects import create_manual
+from schemas.conditions import Condition, render_conditions
+from schemas.instants import to_time
+from schemas.names import API_VERSION, CONTROLLER_MANAGER, TRIGGERED
+from schemas.pod import Pod
+from schemas.policy import Policy
+from schemas.trigger import ManualTrigger
+from statemachine.trigger import TriggerEffect, TriggerFacts, step
+
+_STORAGE_LOOK_S = 10.0
+
+
+@dataclass(slots=True)
+class TriggerController:
+    """Reconciles PodSnapshotManualTriggers."""
+
+    client: KubeClient
+    cache: ClusterCache
+    clock: Clock
+
+    def reconcile(self, key: Key) -> float | None:
+        """Bring one trigger one step further."""
+        trigger = self.cache.triggers.store.get(*key)
+        if trigger is None or trigger.metadata.is_deleting or trigger.is_answered:
+            return None
+        name = manual_snapshot_name(trigger.metadata.uid)
+        pod = self.cache.pods.store.get(trigger.metadata.namespace, trigger.target_pod)
+        policy = self.cache.policy_of(pod) if pod else None
+        facts = self._facts(trigger, name, pod, policy)
+        outcome = step(facts)
+        created = facts.snapshot is not None or facts.was_created
+        if TriggerEffect.CREATE_SNAPSHOT in outcome.effects and pod and policy:
+            create_manual(self.client, name, pod, policy, trigger)
+            created = True
+        if outcome.condition is not None:
+            self._write(trigger, outcome.condition, name if created else "")
+        return _STORAGE_LOOK_S if facts.waiting_for else None
+
+    def _facts(
+        self, trigger: ManualTrigger, name: str, pod: Pod | None, policy: Policy | None
+    ) -> TriggerFacts:
+        snapshot = self.cache.snapshots.store.get(trigger.metadata.namespace, name)
+        refusal = self._other_open_trigger(trigger)
+        waiting_for = ""
+        if not refusal:
+            refusal = may_trigger(
+                TriggerInput(
+                    target=trigger.target_pod,
+                    pod=pod,
+                    policy=policy,
+                    gvisor_classes=self.cache.gvisor_classes(),
+                )
+            ).refusal
+        if not refusal and policy is not None:
+            waiting_for = storage_usable(policy, self.cache.storage_of(policy)).message
+        return TriggerFacts(
+            trigger=trigger,
+            snapshot=snapshot,
+            was_created=bool(trigger.snapshot_name) and snapshot is None,
+            refusal=refusal,
+            waiting_for=waiting_for,
+        )
+
+    def _other_open_trigger(self, trigger: ManualTrigger) -> str:
+        """One save at a time for a Pod: the older of two open triggers has it."""
+
+        def age(t: ManualTrigger) -> tuple[bool, str, str]:
+            return (not t.snapshot_name, t.metadata.creation_timestamp, t.metadata.uid)
+
+        for other in self.cache.triggers.store.items():
+            if (
+                other.metadata.uid != trigger.metadata.uid
+                and other.metadata.namespace == trigger.metadata.namespace
+                and other.target_pod == trigger.target_pod
+                and not other.is_answered
+                and not other.metadata.is_deleting
+                and age(other) < age(trigger)
+            ):
+                return (
+                    f"Another PodSnapshotManualTrigger {other.metadata.name} is already targeting "
+                    f"Pod {trigger.target_pod} and is not yet completed; wait for it and create "
+                    "a new trigger"
+                )
+        return ""
+
+    def _write(self, trigger: ManualTrigger, condition: Condition, snapshot_name: str) -> None:
+        unchanged = condition.says_the_same_as(trigger.conditions.get(TRIGGERED))
+        if unchanged and snapshot_name == trigger.snapshot_name:
+            return
+        status: dict[str, Any] = {
+            "conditions": render_conditions(
+                [condition], previous=trigger.conditions, now=to_time(self.clock.now())
+            ),
+            "observedGeneration": trigger.metadata.generation,
+        }
+        if snapshot_name:
+            status["snapshotCreated"] = {"name": snapshot_name}
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": "PodSnapshotManualTrigger",
+            "metadata": {
+                "name": trigger.metadata.name,
+                "namespace": trigger.metadata.namespace,
+                "uid": trigger.metadata.uid,
+            },
+            "status": status,
+        }
+        try:
+            self.client.apply(
+                POD_SNAPSHOT_MANUAL_TRIGGERS,
+                body,
+                field_manager=CONTROLLER_MANAGER,
+                subresource="status",
+                force=True,
+            )
+        except (NotFound, Conflict):
+            return  # deleted meanwhile; nobody waits for the answer

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The part of a Pod that podsnap looks at.
+
+``spec`` stays the API's own tree, because matching compares fields of it by path; everything that
+is judged by name has a property here. The trap: a Pod read from a template has no API defaults.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from schemas.conditions import Condition, parse_conditions
+from schemas.metadata import Metadata
+from schemas.names import PS_NAME_ANNOTATION
+
+MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A Pod, live or as a template would make it."""
+
+    metadata: Metadata
+    spec: Mapping[str, Any]
+    phase: str = ""
+    pod_ip: str = ""
+    conditions: Mapping[str, Condition] = field(default_factory=dict)
+    container_ids: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, obj: Mapping[str, Any]) -> Self:
+        """Read the API object."""
+        status = obj.get("status") or {}
+        return cls(
+            metadata=Metadata.parse(obj),
+            spec=obj.get("spec") or {},
+            phase=status.get("phase", ""),
+            pod_ip=status.get("podIP", ""),
+            conditions=parse_conditions(status),
+            container_ids=dict(_container_ids(status)),
+        )
+
+    @property
+    def node_name(self) -> str:
+        """The node the Pod is bound to, or an empty string."""
+        name: str = self.spec.get("nodeName") or ""
+        return name
+
+    @property
+    def runtime_class(self) -> str:
+        """The RuntimeClass the Pod names, or an empty string."""
+        name: str = self.spec.get("runtimeClassName") or ""
+        return name
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the kubelet reports the Pod Ready."""
+        ready = self.conditions.get("Ready")
+        return ready is not None and ready.is_true
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the Pod will not run again."""
+        return self.phase in {"Succeeded", "Failed"}
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the Pod mirrors a file of a node; such a Pod is never governed."""
+        return MIRROR_ANNOTATION in self.metadata.annotations
+
+    @property
+    def pinned_snapshot(self) -> str | None:
+        """The snapshot that ``ps-name`` names; empty means "never restore", ``None`` no pin."""
+        return self.metadata.annotations.get(PS_NAME_ANNOTATION)
+
+    @property
+    def container_names(self) -> tuple[str, ...]:
+        """Names of the ordinary containers, in order."""
+        return tuple(c["name"] for c in self.spec.get("containers") or ())
+
+
+def _container_ids(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield name and CRI id (without ``containerd://``) of every container that was made."""
+    for group in ("initContainerStatuses", "containerStatuses"):
+        for container in status.get(group) or ():
+            identifier = container.get("containerID") or ""
+            if identifier:
+                yield container["name"], identifier.rpartition("/")[2]

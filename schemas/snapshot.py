@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PodSnapshot: one saved state of one Pod, from the wish to the bytes in the bucket.
+
+The contract's own status tells clients how far it is. What facts cannot show again stands in
+``status.podsnap``, in three parts with one writer each: ``capture`` (the node that saves),
+``control`` (the leader) and ``damage`` (any node that found the bytes wrong). The trap: a field
+written by two managers would be taken away from the first at its next apply.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from schemas.conditions import Condition, parse_conditions
+from schemas.metadata import Metadata
+from schemas.names import (
+    IDENTITY_LABEL,
+    ORIGIN_NODE_ANNOTATION,
+    ORIGIN_POD_ANNOTATION,
+    ORIGIN_POD_UID_ANNOTATION,
+    TRIGGER_TYPE_ANNOTATION,
+)
+from schemas.storage_config import Location
+
+RECORD_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SpecIdentity:
+    """The distilled Pod spec: its hash and the fields that went in, path to canonical JSON."""
+
+    hash: str = ""
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+    def to_object(self) -> dict[str, Any]:
+        """Render for a record or a manifest."""
+        return {"hash": self.hash, "fields": dict(self.fields)}
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any]) -> Self:
+        """Read a record."""
+        return cls(hash=raw.get("hash", ""), fields=dict(raw.get("fields") or {}))
+
+
+@dataclass(frozen=True, slots=True)
+class Compatibility:
+    """What must fit between the node that saved and the node that restores (runsc.md, 16)."""
+
+    runsc_version: str = ""
+    runsc_digest: str = ""
+    platform: str = ""
+    architecture: str = ""
+    machine_series: str = ""
+    runtime_config: Mapping[str, str] = field(default_factory=dict)
+    cpu_features: tuple[str, ...] = ()
+
+    def to_object(self) -> dict[str, Any]:
+        """Render for a record, a manifest or a node's facts."""
+        return {
+            "runscVersion": self.runsc_version,
+            "runscDigest": self.runsc_digest,
+            "platform": self.platform,
+            "architecture": self.architecture,
+            "machineSeries": self.machine_series,
+            "runtimeConfig": dict(self.runtime_config),
+            "cpuFeatures": ",".join(self.cpu_features),
+        }
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any]) -> Self:
+        """Read what ``to_object`` wrote."""
+        features = raw.get("cpuFeatures") or ""
+        return cls(
+            runsc_version=raw.get("runscVersion", ""),
+            runsc_digest=raw.get("runscDigest", ""),
+            platform=raw.get("platform", ""),
+            architecture=raw.get("architecture", ""),
+            machine_series=raw.get("machineSeries", ""),
+            runtime_config=dict(raw.get("runtimeConfig") or {}),
+            cpu_features=tuple(f for f in features.split(",") if f),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a save ended: a CamelCase reason and a sentence with what to do."""
+
+    reason: str
+    message: str
+
+    def to_object(self) -> dict[str, str]:
+        """Render for a record."""
+        return {"reason": self.reason, "message": self.message}
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureRecord:
+    """What the node that claimed the save has done so far. Instants are ``MicroTime`` texts."""
+
+    node: str = ""
+    attempt: int = 0
+    pod_name: str = ""
+    pod_uid: str = ""
+    claimed_at: str = ""
+    checkpointed_at: str = ""
+    sealed_at: str = ""
+    uploaded_at: str = ""
+    checkpoint_s: float = 0.0
+    seal_s: float = 0.0
+    size_bytes: int = 0
+    location: Location | None = None
+    manifest_digest: str = ""
+    identity: SpecIdentity = field(default_factory=SpecIdentity)
+    compatibility: Compatibility = field(default_factory=Compatibility)
+    image_ids: Mapping[str, str] = field(default_factory=dict)
+    failure: Failure | None = None
+
+    def to_object(self) -> dict[str, Any]:
+        """Render for the status."""
+        rendered: dict[str, Any] = {
+            "node": self.node,
+            "attempt": self.attempt,
+            "podName": self.pod_name,
+            "podUID": self.pod_uid,
+            "claimedAt": self.claimed_at,
+            "checkpointedAt": self.checkpointed_at,
+            "sealedAt": self.sealed_at,
+            "uploadedAt": self.uploaded_at,
+            "checkpointSeconds": f"{self.checkpoint_s:.3f}",
+            "sealSeconds": f"{self.seal_s:.3f}",
+            "sizeBytes": self.size_bytes,
+            "manifestDigest": self.manifest_digest,
+            "identity": self.identity.to_object(),
+            "compatibility": self.compatibility.to_object(),
+            "imageIDs": dict(self.image_ids),
+        }
+        if self.location is not None:
+            rendered["location"] = self.location.to_object()
+        if self.failure is not None:
+            rendered["failure"] = self.failure.to_object()
+        return rendered
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any]) -> Self:
+        """Read what ``to_object`` wrote."""
+        failure, location = raw.get("failure"), raw.get("location")
+        return cls(
+            node=raw.get("node", ""),
+            attempt=raw.get("attempt", 0),
+            pod_name=raw.get("podName", ""),
+            pod_uid=raw.get("podUID", ""),
+            claimed_at=raw.get("claimedAt", ""),
+            checkpointed_at=raw.get("checkpointedAt", ""),
+            sealed_at=raw.get("sealedAt", ""),
+            uploaded_at=raw.get("uploadedAt", ""),
+            checkpoint_s=float(raw.get("checkpointSeconds") or 0),
+            seal_s=float(raw.get("sealSeconds") or 0),
+            size_bytes=raw.get("sizeBytes", 0),
+            location=Location.parse(location) if location else None,
+            manifest_digest=raw.get("manifestDigest", ""),
+            identity=SpecIdentity.parse(raw.get("identity") or {}),
+            compatibility=Compatibility.parse(raw.get("compatibility") or {}),
+            image_ids=dict(raw.get("imageIDs") or {}),
+            failure=Failure(failure["reason"], failure["message"]) if failure else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StoryEntry:
+    """One state that the snapshot reached, and when (``MicroTime``)."""
+
+    state: str
+    at: str
+    reason: str = ""
+
+    def to_object(self) -> dict[str, str]:
+        """Render for the status."""
+        return {"state": self.state, "at": self.at, "reason": self.reason}
+
+
+@dataclass(frozen=True, slots=True)
+class ControlRecord:
+    """What the leader decided and cannot see again."""
+
+    story: tuple[StoryEntry, ...] = ()
+    quarantine: str = ""
+
+    def to_object(self) -> dict[str, Any]:
+        """Render for the status."""
+        return {"story": [e.to_object() for e in self.story], "quarantine": self.quarantine}
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any]) -> Self:
+        """Read what ``to_object`` wrote."""
+        return cls(
+            story=tuple(
+                StoryEntry(e["state"], e["at"], e.get("reason", "")) for e in raw.get("story") or ()
+            ),
+            quarantine=raw.get("quarantine", ""),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A PodSnapshot as the API holds it."""
+
+    metadata: Metadata
+    policy_name: str
+    conditions: Mapping[str, Condition] = field(default_factory=dict)
+    last_access_time: str = ""
+    observed_path: str = ""
+    capture: CaptureRecord | None = None
+    control: ControlRecord = field(default_factory=ControlRecord)
+    damage: str = ""
+
+    @classmethod
+    def parse(cls, obj: Mapping[str, Any]) -> Self:
+        """Read the API object."""
+        status = obj.get("status") or {}
+        record = status.get("podsnap") or {}
+        capture = record.get("capture")
+        return cls(
+            metadata=Metadata.parse(obj),
+            policy_name=(obj.get("spec") or {}).get("policyName", ""),
+            conditions=parse_conditions(status),
+            last_access_time=status.get("lastAccessTime") or "",
+            observed_path=((status.get("storageStatus") or {}).get("gcs") or {}).get(
+                "observedGCSPath", ""
+            ),
+            capture=CaptureRecord.parse(capture) if capture and capture.get("node") else None,
+            control=ControlRecord.parse(record.get("control") or {}),
+            damage=(record.get("damage") or {}).get("message", ""),
+        )
+
+    @property
+    def origin_node(self) -> str:
+        """The node whose agent is to save; for a workload's snapshot the first node that might."""
+        return self.metadata.annotations.get(ORIGIN_NODE_ANNOTATION, "")
+
+    @property
+    def origin_pod(self) -> str:
+        """The Pod that is or was saved."""
+        return self.metadata.annotations.get(ORIGIN_POD_ANNOTATION, "")
+
+    @property
+    def origin_pod_uid(self) -> str:
+        """The UID of that Pod."""
+        return self.metadata.annotations.get(ORIGIN_POD_UID_ANNOTATION, "")
+
+    @property
+    def trigger_type(self) -> str:
+        """What asked for the save."""
+        return self.metadata.annotations.get(TRIGGER_TYPE_ANNOTATION, "")
+
+    @property
+    def identity_label(self) -> str:
+        """The short identity by which an automatic save finds its object."""
+        return self.metadata.labels.get(IDENTITY_LABEL, "")

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The life of a snapshot, as a pure function of facts.
+
+The state is computed anew at every reconcile: the first row of ``RULES`` that holds names it. It is
+never trusted because it was once written; only what facts cannot show again is recorded (a terminal
+failure, a quarantine, when a state was first seen). ``TRANSITIONS`` says which changes can occur;
+one that is not in it is a bug, reported with the snapshot's story.
+
+The trap: ``Failed`` and ``Error`` are terminal for clients written for GKE, so those reasons are
+given only to a save that can never recover (contract, section 4.1).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from schemas.conditions import Condition, Status
+from schemas.names import CHECKPOINT, READY, STORAGE_REPLICATED
+from schemas.snapshot import Snapshot, StoryEntry
+
+
+class State(StrEnum):
+    """Where a snapshot is. The five of the contract, and two ends."""
+
+    PENDING = "Pending"
+    CHECKPOINTING = "Checkpointing"
+    UPLOADING = "Uploading"
+    AVAILABLE = "AllSnapshotsAvailable"
+    OBSOLETE = "Obsolete"
+    FAILED = "Failed"
+    DELETING = "Deleting"
+
+
+class Effect(StrEnum):
+    """What the controller does about it. Each is idempotent."""
+
+    DELETE_BYTES = "DeleteBytes"
+    RELEASE = "ReleaseFinalizer"
+    ABANDON = "AbandonCapture"
+    DELETE_OBJECT = "DeleteObject"
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotFacts:
+    """All that is known of one snapshot and its surroundings at one instant.
+
+    ``origin_alive`` is whether the Pod to be saved still exists with the same UID;
+    ``agent_alive`` whether the capturing node's agent gave a sign of life lately;
+    ``waiting_for`` what keeps a pending save from starting, for people.
+    """
+
+    snapshot: Snapshot
+    policy_exists: bool = True
+    origin_alive: bool = True
+    agent_alive: bool = True
+    is_automatic: bool = False
+    waiting_for: str = ""
+    bytes_remain: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The outcome: the state, a sentence about it, and what to do."""
+
+    state: State
+    message: str
+    effects: tuple[Effect, ...] = ()
+
+
+Rule = tuple[Callable[[SnapshotFacts], bool], Callable[[SnapshotFacts], Step]]
+
+
+def _condition_holds(facts: SnapshotFacts, condition_type: str) -> bool:
+    condition = facts.snapshot.conditions.get(condition_type)
+    return condition is not None and condition.is_true
+
+
+def _is_saved(facts: SnapshotFacts) -> bool:
+    return _condition_holds(facts, CHECKPOINT)
+
+
+def _is_stored(facts: SnapshotFacts) -> bool:
+    return _is_saved(facts) and _condition_holds(facts, STORAGE_REPLICATED)
+
+
+def _has_failed(facts: SnapshotFacts) -> bool:
+    capture = facts.snapshot.capture
+    return capture is not None and capture.failure is not None
+
+
+def _deleting(facts: SnapshotFacts) -> Step:
+    if facts.bytes_remain:
+        return Step(State.DELETING, "its bytes are being deleted", (Effect.DELETE_BYTES,))
+    return Step(State.DELETING, "its bytes are gone", (Effect.RELEASE,))
+
+
+def _failed(facts: SnapshotFacts) -> Step:
+    capture = facts.snapshot.capture
+    failure = capture.failure if capture else None
+    text = f"{failure.reason}: {failure.message}" if failure else "the save failed"
+    return Step(State.FAILED, text)
+
+
+def _lost(facts: SnapshotFacts) -> Step:
+    node = facts.snapshot.capture.node if facts.snapshot.capture else facts.snapshot.origin_node
+    return Step(
+        State.FAILED,
+        f"the save on node {node} was lost: "
+        + ("its agent is gone" if facts.origin_alive else "the Pod is gone"),
+        (Effect.ABANDON,),
+    )
+
+
+def _obsolete(facts: SnapshotFacts) -> Step:
+    snapshot = facts.snapshot
+    if snapshot.damage:
+        return Step(State.OBSOLETE, f"quarantined: {snapshot.damage}")
+    if snapshot.control.quarantine:
+        return Step(State.OBSOLETE, f"quarantined: {snapshot.control.quarantine}")
+    return Step(
+        State.OBSOLETE,
+        f"its policy {snapshot.policy_name} is gone; it comes back with a policy of that name",
+    )
+
+
+def _pending(facts: SnapshotFacts) -> Step:
+    node = facts.snapshot.origin_node
+    default = (
+        "waits until the workload writes 1 to /proc/gvisor/checkpoint"
+        if facts.is_automatic
+        else f"waits for the agent on node {node}"
+    )
+    return Step(State.PENDING, facts.waiting_for or default)
+
+
+RULES: Final[tuple[Rule, ...]] = (
+    (lambda f: f.snapshot.metadata.is_deleting, _deleting),
+    (_has_failed, _failed),
+    (
+        lambda f: (
+            _is_stored(f)
+            and bool(f.snapshot.damage or f.snapshot.control.quarantine or not f.policy_exists)
+        ),
+        _obsolete,
+    ),
+    (_is_stored, lambda _: Step(State.AVAILABLE, "restores are possible")),
+    (
+        # Until the bytes are in the bucket they are on that node alone.
+        lambda f: f.snapshot.capture is not None and not f.agent_alive,
+        _lost,
+    ),
+    (_is_saved, lambda f: Step(State.UPLOADING, f"{_size(f)} are being uploaded")),
+    (
+        lambda f: f.snapshot.capture is not None,
+        lambda f: Step(State.CHECKPOINTING, f"Pod {f.snapshot.origin_pod} is being saved"),
+    ),
+    (
+        lambda f: not f.policy_exists,
+        lambda _: Step(State.PENDING, "its policy is gone", (Effect.DELETE_OBJECT,)),
+    ),
+    (lambda f: not f.is_automatic and not f.origin_alive, _lost),
+    (lambda _: True, _pending),
+)
+
+# From ``None`` an object is new to us. A controller that was away may see a later state first, so
+# every state that only time separates from an earlier one can be reached from it.
+TRANSITIONS: Final[Mapping[State | None, frozenset[State]]] = {
+    None: frozenset(State),
+    State.PENDING: frozenset(
+        {
+            State.CHECKPOINTING,
+            State.UPLOADING,
+            State.AVAILABLE,
+            State.OBSOLETE,
+            State.FAILED,
+            State.DELETING,
+        }
+    ),
+    State.CHECKPOINTING: frozenset(
+        {State.PENDING, State.UPLOADING, State.AVAILABLE, State.OBSOLETE, State.FAILED}
+        | {State.DELETING}
+    ),
+    State.UPLOADING: frozenset({State.AVAILABLE, State.OBSOLETE, State.FAILED, State.DELETING}),
+    State.AVAILABLE: frozenset({State.OBSOLETE, State.DELETING}),
+    State.OBSOLETE: frozenset({State.AVAILABLE, State.DELETING}),
+    State.FAILED: frozenset({State.DELETING}),
+    State.DELETING: frozenset(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """How a state reads in the three conditions: (status, reason) each."""
+
+    checkpoint: tuple[Status, str] | None
+    storage_replicated: tuple[Status, str] | None
+    ready: tuple[Status, str]
+
+
+# The one table of conditions. The first two columns belong to the capturing node, the third to the
+# controller; ``None`` leaves a condition as it is.
+CONDITIONS: Final[Mapping[State, Rendering]] = {
+    State.PENDING: Rendering(
+        ("False", "AwaitingCheckpoint"), ("False", "Pending"), ("False", "AwaitingCheckpoint")
+    ),
+    State.CHECKPOINTING: Rendering(
+        ("False", "InProgress"), ("False", "Pending"), ("False", "Checkpointing")
+    ),
+    State.UPLOADING: Rendering(("True", "Succeeded"), ("False", "Pending"), ("False", "Uploading")),
+    State.AVAILABLE: Rendering(
+        ("True", "Succeeded"), ("True", "Succeeded"), ("True", "AllSnapshotsAvailable")
+    ),
+    State.OBSOLETE: Rendering(None, None, ("False", "Obsolete")),
+    State.FAILED: Rendering(("False", "Failed"), ("False", "Failed"), ("False", "Failed")),
+    State.DELETING: Rendering(None, None, ("False", "Deleting")),
+}
+
+
+class InvalidTransitionError(Exception):
+    """A change of state that the table does not have: a bug, shown with the story so far."""
+
+
+def step(facts: SnapshotFacts) -> Step:
+    """Compute the state of a snapshot and what to do about it.
+
+    Raises:
+        InvalidTransitionError: the recorded state cannot lead to the computed one.
+    """
+    outcome = next(then(facts) for holds, then in RULES if holds(facts))
+    before = recorded_state(facts.snapshot)
+    if outcome.state != before and outcome.state not in TRANSITIONS[before]:
+        story = " → ".join(e.state for e in facts.snapshot.control.story)
+        raise InvalidTransitionError(
+            f"PodSnapshot {facts.snapshot.metadata} cannot go from {before} to {outcome.state} "
+            f"({outcome.message}); its story: {story}"
+        )
+    return outcome
+
+
+def recorded_state(snapshot: Snapshot) -> State | None:
+    """Return the state that the story ends with, ``None`` for a new object."""
+    story = snapshot.control.story
+    return State(story[-1].state) if story else None
+
+
+def extend_story(snapshot: Snapshot, outcome: Step, *, now: str) -> tuple[StoryEntry, ...]:
+    """Append the new state, and the passed ones that the capture's own instants still show."""
+    story = snapshot.control.story
+    if story and story[-1].state == outcome.state:
+        return story
+    seen = {e.state for e in story}
+    passed: list[StoryEntry] = []
+    capture = snapshot.capture
+    if capture is not None:
+        for state, at in (
+            (State.CHECKPOINTING, capture.claimed_at),
+            (State.UPLOADING, capture.sealed_at),
+        ):
+            if at and state not in seen and state != outcome.state:
+                passed.append(StoryEntry(state, at))
+    at = _entered_at(snapshot, outcome.state) or now
+    reason = "" if outcome.state in {State.CHECKPOINTING, State.AVAILABLE} else outcome.message
+    return (*story, *passed, StoryEntry(outcome.state, at, reason))
+
+
+def ready_condition(outcome: Step) -> Condition:
+    """Render the controller's condition for a state."""
+    status, reason = CONDITIONS[outcome.state].ready
+    return Condition(READY, status, reason, outcome.message)
+
+
+def capture_conditions(state: State, message: str) -> tuple[Condition, ...]:
+    """Render the capturing node's two conditions for a state."""
+    row = CONDITIONS[state]
+    pairs = ((CHECKPOINT, row.checkpoint), (STORAGE_REPLICATED, row.storage_replicated))
+    return tuple(Condition(t, pair[0], pair[1], message) for t, pair in pairs if pair)
+
+
+def _entered_at(snapshot: Snapshot, state: State) -> str:
+    capture = snapshot.capture
+    if capture is None:
+        return ""
+    return {
+        State.CHECKPOINTING: capture.claimed_at,
+        State.UPLOADING: capture.sealed_at,
+        State.AVAILABLE: "" if State.OBSOLETE in _states(snapshot) else capture.uploaded_at,
+    }.get(state, "")
+
+
+def _states(snapshot: Snapshot) -> set[str]:
+    return {e.state for e in snapshot.control.story}
+
+
+def _size(facts: SnapshotFacts) -> str:
+    size_bytes = facts.snapshot.capture.size_bytes if facts.snapshot.capture else 0
+    return f"{size_bytes / 1e6:.1f} MB"
