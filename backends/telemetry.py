@@ -69,7 +69,7 @@ class HttpEndpoint:
         class Handler(BaseHTTPRequestHandler):
             timeout = _REQUEST_LIMIT_S
 
-            def do_GET(self) -> None:  # noqa: N802 - the base class's name
+            def do_GET(self) -> None:
                 match self.path.partition("?")[0]:
                     case "/healthz":
                         self._answer(health())

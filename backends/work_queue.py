@@ -159,7 +159,7 @@ class Workers(Generic[K]):
         while (key := self._queue.get()) is not None:
             try:
                 again_s = self._handle(key)
-            except Exception as error:  # noqa: BLE001 - one bad object must not stop the others
+            except Exception as error:
                 delay_s = self._queue.retry(key)
                 log.warning(
                     "%s: %s failed, next try in %.2f s: %s",

@@ -6,6 +6,7 @@ process began is recognised by the record on the snapshot and the files on disk,
 dropped; so the agent may be killed at any line.
 """
 
+import functools
 import logging
 import shutil
 import threading
@@ -22,9 +23,9 @@ from backends.objects.interface import ObjectStore
 from backends.work_queue import Workers, WorkQueue
 from nodeexec.capture import (
     MAX_ATTEMPTS,
-    Capturer,
     CaptureFailed,
     CaptureJob,
+    Capturer,
     StoppedError,
 )
 from nodeexec.capture_status import CaptureStatus
@@ -54,7 +55,7 @@ from schemas.names import CHECKPOINT, NODE_LEASE_PREFIX, STORAGE_REPLICATED, SYS
 from schemas.node_facts import NodeFacts
 from schemas.pod import Pod
 from schemas.policy import Policy, TriggerType
-from schemas.snapshot import Failure, Snapshot
+from schemas.snapshot import CaptureRecord, Failure, Snapshot
 from schemas.storage_config import Location
 from statemachine.restore import Outcome
 
@@ -306,9 +307,8 @@ class Agent:
             return job
         self._mine[snapshot.metadata.uid] = attempt
         with self._lock_of(sandbox.id), self.metrics.saving.track_inprogress():
-            return self._carry_through(
-                snapshot, lambda: self._capturer.save(job, attempt=attempt), pod
-            )
+            self._carry_through(snapshot, lambda: self._capturer.save(job, attempt=attempt), pod)
+        return None
 
     def _refusal(
         self, snapshot: Snapshot, pod: Pod | None, sandbox: PreparedSandbox | None
@@ -374,14 +374,12 @@ class Agent:
             if isinstance(job, float):
                 return job
             self._mine[snapshot.metadata.uid] = 1
-            written = directory
-            return self._carry_through(
+            self._carry_through(
                 snapshot,
-                lambda job=job, written=written: (  # type: ignore[misc] # bound in the loop on purpose
-                    self._capturer.adopt_workload_save(job, written, attempt=1)
-                ),
+                functools.partial(self._capturer.adopt_workload_save, job, directory, attempt=1),
                 pod,
             )
+            return None
         return None
 
     def _identity(self, pod: Pod) -> str:
@@ -393,7 +391,7 @@ class Agent:
         )
 
     def _carry_through(
-        self, snapshot: Snapshot, save: "Callable[[], tuple[Snapshot, Any]]", pod: Pod
+        self, snapshot: Snapshot, save: Callable[[], tuple[Snapshot, CaptureRecord]], pod: Pod
     ) -> None:
         try:
             sealed, record = save()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the agent sees of the cluster: the Pods of its own node, and all of podsnap's objects.
 
-Answers come from caches filled by watches, so that a decision costs no API call. Only a Pod that the
-cache does not have yet is looked up live, with a bound, because the sandbox of a Pod is sometimes
-made before its watch event arrives.
+Answers come from caches filled by watches, so that a decision costs no API call. Only a Pod that
+the cache does not have yet is looked up live, with a bound, because the sandbox of a Pod is
+sometimes made before its watch event arrives.
 """
 
 from collections.abc import Callable

@@ -2,8 +2,8 @@
 """The CRI image ID (config digest) of each container of a Pod.
 
 A Pod's status names an image by tag or repository digest, and two different images can have had one
-tag; only containerd's record of the container says which bytes it was made from. The lookup starts a
-process, so it is done when a Pod appears, and remembered by container.
+tag; only containerd's record of the container says which bytes it was made from. The lookup starts
+a process, so it is done when a Pod appears, and remembered by container.
 """
 
 import base64

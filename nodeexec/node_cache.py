@@ -7,7 +7,6 @@ what was verified; a file whose size, time or inode is another one now is not wh
 """
 
 import json
-import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -96,8 +95,10 @@ class NodeCache:
             return self._root / uid
 
     def evict_all_but(self, wanted: Callable[[str], bool]) -> list[str]:
-        """Remove the images of snapshots that are not wanted any more; running restores keep
-        their open files. Returns the removed UIDs."""
+        """Remove the images of unwanted snapshots; returns their UIDs.
+
+        A running restore keeps its open files.
+        """
         removed = []
         for directory in self._root.iterdir():
             uid = directory.name.removesuffix(".partial")
@@ -178,6 +179,6 @@ def _write_verified(directory: Path) -> None:
     text = json.dumps({name: _fingerprint(directory / name) for name in PARTS})
     temporary = directory / f"{_VERIFIED}.tmp"
     temporary.write_text(text, encoding="utf-8")
-    os.chmod(temporary, 0o600)
+    temporary.chmod(0o600)
     temporary.rename(directory / _VERIFIED)
     sync_directory(directory)

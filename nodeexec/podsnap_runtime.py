@@ -57,7 +57,7 @@ class Call:
     def flag(self, name: str) -> str:
         """Return a flag's value, given as ``--name=value`` or ``--name value``."""
         for n, argument in enumerate(self.argv):
-            if argument.startswith(f"--{name}=") or argument.startswith(f"-{name}="):
+            if argument.startswith((f"--{name}=", f"-{name}=")):
                 return argument.split("=", 1)[1]
             if argument in {f"--{name}", f"-{name}"} and n + 1 < len(self.argv):
                 return self.argv[n + 1]
@@ -105,7 +105,7 @@ class Call:
         return os.waitstatus_to_exitcode(status), text
 
 
-def load(path: str) -> "Any":  # noqa: ANN401 - JSON
+def load(path: str) -> "Any":
     """Read a JSON file."""
     import json
 
@@ -113,7 +113,7 @@ def load(path: str) -> "Any":  # noqa: ANN401 - JSON
         return json.load(file)
 
 
-def store(path: str, tree: "Any") -> None:  # noqa: ANN401 - JSON
+def store(path: str, tree: "Any") -> None:
     """Replace a JSON file at once, readable by root alone."""
     import json
 
@@ -124,20 +124,19 @@ def store(path: str, tree: "Any") -> None:  # noqa: ANN401 - JSON
     os.rename(temporary, path)
 
 
-def ask_agent(settings: "dict[str, str]", question: "dict[str, Any]", limit_s: float) -> "Any":  # noqa: ANN401 - JSON
+def ask_agent(settings: "dict[str, str]", question: "dict[str, Any]", limit_s: float) -> "Any":
     """Put one question to the agent; ``None`` if it is away, too late or answers nonsense.
 
     The first line must come within ``limit_s``. It is the answer, or ``{"wait_s": N}``: the agent
     lives and fetches, and the answer comes within that time.
     """
-    import json
-
     import _socket  # what the socket module wraps; the wrapper costs another 9 ms to import
+    import json
 
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     received = b""
 
-    def line() -> "Any":  # noqa: ANN401 - JSON
+    def line() -> "Any":
         nonlocal received
         while b"\n" not in received:
             block = connection.recv(65536)
@@ -248,7 +247,7 @@ def create(call: Call) -> None:
         store(os.path.join(bundle, CONFIG), spec)
 
 
-def parse(raw: bytes) -> "Any":  # noqa: ANN401 - JSON
+def parse(raw: bytes) -> "Any":
     """Parse a spec."""
     import json
 
@@ -338,7 +337,7 @@ def sandbox_bundle(bundle: str, raw: bytes) -> str:
     return os.path.join(os.path.dirname(bundle), os.path.basename(sandbox))
 
 
-def decision_for(bundle: str, raw: bytes) -> "Any":  # noqa: ANN401 - JSON
+def decision_for(bundle: str, raw: bytes) -> "Any":
     """Return the decision recorded for a container's sandbox, ``None`` if it is not governed."""
     try:
         return load(os.path.join(sandbox_bundle(bundle, raw), DECISION))
@@ -380,11 +379,10 @@ def image_id(call: Call) -> str:
     import json
 
     read_end, write_end = os.pipe()
-    ctr = call.settings["ctr"]
+    ctr, address = call.settings["ctr"], call.settings["containerd_address"]
     child = os.posix_spawn(
         ctr,
-        [ctr, "-a", call.settings["containerd_address"], "-n", "k8s.io"]
-        + ["--timeout", "5s", "containers", "info", call.container],
+        [ctr, "-a", address, "-n", "k8s.io", "--timeout", "5s", "c", "info", call.container],
         os.environ,
         file_actions=[
             (os.POSIX_SPAWN_DUP2, write_end, 1),
@@ -530,7 +528,7 @@ def main() -> int:
         create(call)
     elif call.command == "start":
         return start(call)
-    call.become_runsc()
+    return call.become_runsc()
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ class RestoreDecider:
         if snapshot is not None and self.cache.lookup(snapshot.metadata.uid) is None:
             self._fetch(snapshot)
 
-    def _decide(  # noqa: PLR0913 - one private step of a keyword-only call
+    def _decide(
         self,
         namespace: str,
         name: str,

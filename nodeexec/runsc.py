@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The runsc command line, as an executor may use it.
 
-Facts that shape every call here: any error is exit code 128 with the cause on stderr, sometimes with
-a stack trace of many kilobytes; killing the client never stops what the sandbox does; exit code 0 of
-a checkpoint says nothing about bytes on disk. The binary must be the build that started the sandbox.
+Facts that shape every call here: any error is exit code 128 with the cause on stderr, sometimes
+with a stack trace of many kilobytes; killing the client never stops what the sandbox does; exit
+code 0 of a checkpoint says nothing about bytes on disk. The binary must be the build that started
+the sandbox.
 """
 
 import json

@@ -54,7 +54,7 @@ class AgentSettings:
             raise SettingsError(f"{path}: unknown key {unknown[0]}; known: {', '.join(known)}")
         typed = {k: Path(v) if known[k].type is Path else v for k, v in raw.items()}
         try:
-            return cls(**typed)
+            return cls(**typed)  # type: ignore[arg-type] # the keys were just compared
         except TypeError as error:
             raise SettingsError(f"{path}: {error}") from error
 

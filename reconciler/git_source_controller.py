@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """GitSources: a repository's policies, applied as they stand at one commit.
 
-Server-side apply under one field manager corrects drift; the inventory of what was applied says what
-may be pruned. A tree that cannot be read changes nothing: the last good revision stays.
+Server-side apply under one field manager corrects drift; the inventory of what was applied says
+what may be pruned. A tree that cannot be read changes nothing: the last good revision stays.
 """
 
 import logging

@@ -125,7 +125,7 @@ class PolicyController:
         )
 
 
-def write_ready(  # noqa: PLR0913 - one status write for three kinds
+def write_ready(
     client: KubeClient,
     resource: Resource,
     metadata: Metadata,

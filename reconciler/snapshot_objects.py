@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """PodSnapshot objects, as the controller creates them.
 
-Creation is the lock: the name is derived, so a second creator gets AlreadyExists and the object that
-is there is as good. Users never create these; what stands in them steers agents.
+Creation is the lock: the name is derived, so a second creator gets AlreadyExists and the object
+that is there is as good. Users never create these; what stands in them steers agents.
 """
 
 import hashlib
@@ -69,7 +69,7 @@ def label_value(text: str) -> str:
     return text if _LABEL_VALUE.match(text) else hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _create(  # noqa: PLR0913 - the two public functions name them all
+def _create(
     client: KubeClient,
     name: str,
     pod: Pod,

@@ -69,8 +69,7 @@ def _message(error: jsonschema.ValidationError) -> str:
     if error.validator == "additionalProperties":
         return f"{error.message}; remove it or mend its spelling"
     if error.validator == "enum":
-        allowed = ", ".join(map(str, error.validator_value))
-        return f"{error.instance!r} is not allowed; use one of {allowed}"
+        return f"{error.message}; use one of these"
     return str(error.message)
 
 

@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Git repositories, read without a work tree."""

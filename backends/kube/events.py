@@ -120,7 +120,7 @@ class EventRecorder:
         while len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
 
-    def _body(  # noqa: PLR0913 - one object's fields
+    def _body(
         self,
         name: str,
         regarding: Mapping[str, str],

@@ -2,8 +2,8 @@
 """Leases: who leads, and who lives (model: client-go's leader election).
 
 Only local clocks are compared: a holder counts as alive for as long after *we saw* its record
-change, whatever its own clock wrote. A lease does not fence: an old leader may still be writing when
-a new one starts, so every effect must be idempotent or preconditioned anyway.
+change, whatever its own clock wrote. A lease does not fence: an old leader may still be writing
+when a new one starts, so every effect must be idempotent or preconditioned anyway.
 """
 
 import logging
@@ -26,7 +26,7 @@ RETRY_PERIOD_S: Final = 2.0
 class LeaderElection:
     """Competes for one lease until stopped; once lost it is lost for good."""
 
-    def __init__(  # noqa: PLR0913 - client-go's parameters
+    def __init__(
         self,
         client: KubeClient,
         *,
@@ -173,7 +173,7 @@ class LeaderElection:
 class Heartbeat:
     """Renews a lease that nobody competes for: a sign of life with annotations."""
 
-    def __init__(  # noqa: PLR0913 - all of one lease
+    def __init__(
         self,
         client: KubeClient,
         *,

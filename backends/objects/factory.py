@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which store a bucket's name means."""
+"""Which bucket a name means: a directory where a root is given.
+
+A real bucket will be opened here too, with its library imported only then.
+"""
 
 from pathlib import Path
 
 from backends.objects.interface import ObjectStore, StoreError
-from backends.objects.localdir import LocalDirStore
+from backends.objects.localdir import LocalDirectory
 
 
-def open_store(bucket: str, *, bucket_root: Path | None) -> ObjectStore:
-    """Open a bucket. On a local cluster buckets are directories below ``bucket_root``.
+def open_store(gcs_bucket: str, *, bucket_root: Path | None) -> ObjectStore:
+    """Open a bucket; nothing is asked of it yet.
 
     Raises:
-        StoreError: Cloud Storage was asked for, which this version does not have yet.
+        StoreError: the name is no bucket's, or no root is given.
     """
     if bucket_root is None:
         raise StoreError(
-            "Cloud Storage is not done yet; run with --bucket-root, where buckets are directories"
+            f"bucket {gcs_bucket} would be in Google Cloud Storage, which this build cannot reach "
+            "yet; set the bucket root to a directory that all nodes share"
         )
-    return LocalDirStore(bucket_root / bucket)
+    return LocalDirectory(bucket_root, gcs_bucket)

@@ -5,6 +5,7 @@ A Pod that starts cold begins at 0 with a new nonce; a restored one goes on with
 hostname. The trap: nothing may be written to disk, or the files would prove it instead of memory.
 """
 
+import argparse
 import json
 import os
 import secrets
@@ -18,7 +19,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 STEP_S = 0.2
 STEPS_PER_LOG_LINE = 25
-PORT = 8080
 
 
 @dataclass(slots=True)
@@ -68,10 +68,13 @@ def serve(counter: Counter, port: int) -> ThreadingHTTPServer:
 
 def main() -> None:
     """Count and answer until SIGTERM."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, default=8080)
+    port = parser.parse_args().port
     # At once: nothing is worth waiting for, and a handler as PID 1 is needed to end at all.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     counter = Counter()
-    server = serve(counter, PORT)
+    server = serve(counter, port)
     threading.Thread(target=counter.run, name="counter", daemon=True).start()
     print(f"counting from 0 with nonce {counter.nonce} on {socket.gethostname()}")
     server.serve_forever()
