@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time as an argument, so that everything that waits can be tested without waiting.
+"""Time, as an argument.
 
-The trap is to mix the two kinds of time: ``now`` is for people and API objects and may jump;
-``monotonic_s`` is for every measure of how long, and means nothing outside this process.
+Nothing else asks the system for it, so that a test can step a clock instead of waiting.
 """
 
 import threading
@@ -12,32 +11,32 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """What time it is, and how to wait for some of it to pass."""
+    """What podsnap needs of time."""
 
     def now(self) -> datetime:
-        """Return the instant, in UTC and aware of it."""
+        """Return the wall clock, with the UTC zone."""
         ...
 
     def monotonic_s(self) -> float:
-        """Return seconds since an arbitrary start; never goes back."""
+        """Return seconds that never run backwards."""
         ...
 
     def wait(self, event: threading.Event, timeout_s: float) -> bool:
-        """Wait until the event is set, at most ``timeout_s``; returns whether it is set."""
+        """Wait for an event, at most so long; returns whether it came."""
         ...
 
 
 class SystemClock:
-    """The machine's clocks."""
+    """The machine's clock."""
 
     def now(self) -> datetime:
-        """Return the instant, in UTC and aware of it."""
+        """Return the wall clock."""
         return datetime.now(UTC)
 
     def monotonic_s(self) -> float:
-        """Return seconds since an arbitrary start; never goes back."""
+        """Return the monotonic clock in seconds."""
         return time.monotonic()
 
     def wait(self, event: threading.Event, timeout_s: float) -> bool:
-        """Wait until the event is set, at most ``timeout_s``; returns whether it is set."""
-        return event.wait(max(timeout_s, 0.0))
+        """Wait for real."""
+        return event.wait(timeout_s)

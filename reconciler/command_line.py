@@ -6,15 +6,27 @@ Imports are inside the commands, so that ``--help`` answers at once.
 
 import json
 import signal
-import sys
-import threading
 from pathlib import Path
 from typing import Any
 
 import click
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _WithLocal(click.Group):
+    """Adds ``local`` when it is asked for: its imports would slow every other command down."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), "local"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name != "local":
+            return super().get_command(ctx, cmd_name)
+        from localcluster.commands import local
+
+        return local
+
+
+@click.group(cls=_WithLocal, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="podsnap", prog_name="podsnap")
 def main() -> None:
     """Pod snapshots for any Kubernetes cluster that runs gVisor."""
@@ -167,15 +179,5 @@ def _print_table(header: list[str], rows: list[list[str]], *, empty: str) -> Non
         click.echo(text.rstrip())
 
 
-def _mount_local() -> None:
-    from localcluster.commands import local
-
-    main.add_command(local)
-
-
-if len(sys.argv) < 2 or sys.argv[1] in {"local", "-h", "--help"}:  # noqa: PLR2004 - the subcommand
-    _mount_local()
-
 if __name__ == "__main__":
-    threading.current_thread().name = "main"
     main()

@@ -1,185 +1,102 @@
 # SPDX-License-Identifier: Apache-2.0
-# ruff: noqa: N818 - the names are the API's own reasons, as users and logs know them
-"""What the API server refused, as types.
+"""The API server's refusals, by what a caller does about them.
 
-The trap: the HTTP code alone does not tell. 409 is both "exists already" and "changed meanwhile",
-and 410 comes as an HTTP answer or inside a watch; the ``reason`` of the Status decides.
+ApiError
+├── NotFound            404: it is gone
+├── Conflict            409: somebody else was faster, or the UID is another one
+│   └── AlreadyExists   409 with reason AlreadyExists
+├── Forbidden           401, 403: RBAC or credentials
+├── Gone                410: the resourceVersion is too old, list again
+├── Invalid             400, 422: the object is wrong
+├── TooManyRequests     429: later
+└── ServerUnavailable   5xx, no connection, no answer in time
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from http import HTTPStatus
-from typing import Any, Final
-
-import orjson
-
-_MESSAGE_LIMIT: Final = 500
-
-
-@dataclass(frozen=True, slots=True)
-class StatusDetails:
-    """The answer in numbers and words; ``code`` is 0 when there was no answer at all."""
-
-    code: int
-    reason: str
-    message: str
-    details: Mapping[str, Any] = field(default_factory=dict)
-    retry_after_s: float | None = None
-
-
-class KubeConfigError(Exception):
-    """The way to the API server is not described well enough to try it."""
+from typing import Any
 
 
 class ApiError(Exception):
-    """The API server refused, or could not be reached."""
+    """A request was refused or not answered."""
 
-    def __init__(self, status: StatusDetails) -> None:
-        super().__init__(f"{status.code} {status.reason}: {status.message}")
-        self.status = status
-
-    @property
-    def code(self) -> int:
-        """The HTTP code; 0 without an answer."""
-        return self.status.code
-
-    @property
-    def reason(self) -> str:
-        """The machine-readable reason, such as ``NotFound``."""
-        return self.status.reason
-
-    @property
-    def message(self) -> str:
-        """The server's sentence."""
-        return self.status.message
-
-    @property
-    def details(self) -> Mapping[str, Any]:
-        """The Status' ``details``: kind, name, causes."""
-        return self.status.details
-
-    @property
-    def retry_after_s(self) -> float | None:
-        """Seconds that the server asked to wait, if it did."""
-        return self.status.retry_after_s
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: int = 0,
+        reason: str = "",
+        details: Mapping[str, Any] | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        """Keep what the ``Status`` object said."""
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+        self.details = details or {}
+        self.retry_after_s = retry_after_s
 
 
-class NotFound(ApiError):
-    """The object, or the kind, does not exist."""
+class NotFound(ApiError):  # noqa: N818 - the API's own word, as are the next ones
+    """There is no such object."""
 
 
-class AlreadyExists(ApiError):
-    """An object of this name exists."""
+class Conflict(ApiError):  # noqa: N818
+    """The object is not as the request presumed."""
 
 
-class Conflict(ApiError):
-    """A resourceVersion, a UID or a field's owner is not the one expected."""
-
-    @property
-    def is_field_conflict(self) -> bool:
-        """Whether another field manager owns a field that was applied."""
-        causes = self.details.get("causes") or ()
-        return any(cause.get("reason") == "FieldManagerConflict" for cause in causes)
+class AlreadyExists(Conflict):
+    """An object of that name is there."""
 
 
-class Unauthorized(ApiError):
-    """The credentials are missing, wrong or over."""
+class Forbidden(ApiError):  # noqa: N818
+    """The identity may not do this."""
 
 
-class Forbidden(ApiError):
-    """The identity is known and may not do this."""
+class Gone(ApiError):  # noqa: N818
+    """The resourceVersion is too old to go on from."""
 
 
-class Gone(ApiError):
-    """The resourceVersion is too old; list again."""
+class Invalid(ApiError):  # noqa: N818
+    """The object breaks its schema or an admission rule."""
 
 
-class Invalid(ApiError):
-    """The object breaks its schema or a rule."""
-
-
-class TooManyRequests(ApiError):
+class TooManyRequests(ApiError):  # noqa: N818
     """The server asks for patience."""
 
 
-class ServerUnavailable(ApiError):
-    """The server failed, or there was no connection to it."""
+class ServerUnavailable(ApiError):  # noqa: N818
+    """No answer, or one that says nothing about the request."""
 
 
-_BY_REASON: Final[Mapping[str, type[ApiError]]] = {
-    "NotFound": NotFound,
-    "AlreadyExists": AlreadyExists,
-    "Conflict": Conflict,
-    "Unauthorized": Unauthorized,
-    "Forbidden": Forbidden,
-    "Gone": Gone,
-    "Expired": Gone,
-    "Invalid": Invalid,
-    "BadRequest": Invalid,
-    "TooManyRequests": TooManyRequests,
+_BY_CODE: Mapping[int, type[ApiError]] = {
+    400: Invalid,
+    401: Forbidden,
+    403: Forbidden,
+    404: NotFound,
+    409: Conflict,
+    410: Gone,
+    422: Invalid,
+    429: TooManyRequests,
 }
-
-_BY_CODE: Final[Mapping[int, type[ApiError]]] = {
-    HTTPStatus.BAD_REQUEST: Invalid,
-    HTTPStatus.UNAUTHORIZED: Unauthorized,
-    HTTPStatus.FORBIDDEN: Forbidden,
-    HTTPStatus.NOT_FOUND: NotFound,
-    HTTPStatus.CONFLICT: Conflict,
-    HTTPStatus.GONE: Gone,
-    HTTPStatus.UNPROCESSABLE_ENTITY: Invalid,
-    HTTPStatus.TOO_MANY_REQUESTS: TooManyRequests,
-}
+_SERVER_ERROR = 500
 
 
-def from_status(status: Mapping[str, Any], *, code: int = 0, retry_after: str = "") -> ApiError:
-    """Return the exception for a Status object; ``code`` and ``retry_after`` are the HTTP ones."""
+def from_status(
+    code: int, status: Mapping[str, Any], *, retry_after_s: float | None = None
+) -> ApiError:
+    """Build the exception for an answer; ``status`` may be empty if the body was none."""
+    reason = str(status.get("reason") or "")
+    kind = ServerUnavailable if code >= _SERVER_ERROR else _BY_CODE.get(code, ApiError)
+    if reason == "AlreadyExists":
+        kind = AlreadyExists
+    if reason == "Expired":
+        kind = Gone
     details = status.get("details") or {}
-    code = int(status.get("code") or code)
-    reason = status.get("reason") or ""
-    kind = _BY_REASON.get(reason) or _BY_CODE.get(code)
-    if kind is None:
-        kind = ServerUnavailable if code >= HTTPStatus.INTERNAL_SERVER_ERROR else ApiError
-    seconds = _seconds(retry_after)
-    if seconds is None and details.get("retryAfterSeconds"):
-        seconds = float(details["retryAfterSeconds"])
+    seconds = details.get("retryAfterSeconds")
     return kind(
-        StatusDetails(
-            code=code,
-            reason=reason or _phrase(code),
-            message=status.get("message") or "the server gave no message",
-            details=details,
-            retry_after_s=seconds,
-        )
+        str(status.get("message") or f"HTTP {code}"),
+        code=code,
+        reason=reason,
+        details=details,
+        retry_after_s=float(seconds) if seconds else retry_after_s,
     )
-
-
-def from_answer(code: int, headers: Mapping[str, str], content: bytes) -> ApiError:
-    """Return the exception for an HTTP answer; a body that is no Status becomes the message."""
-    retry_after = headers.get("Retry-After", "")
-    try:
-        body = orjson.loads(content)
-    except orjson.JSONDecodeError:
-        body = None
-    if not isinstance(body, dict) or body.get("kind") != "Status":
-        text = content[:_MESSAGE_LIMIT].decode(errors="replace").strip()
-        body = {"message": text}
-    return from_status(body, code=code, retry_after=retry_after)
-
-
-def unreachable(server: str, error: Exception) -> ServerUnavailable:
-    """Return the exception for a connection that failed."""
-    return ServerUnavailable(
-        StatusDetails(code=0, reason="Unreachable", message=f"no answer from {server}: {error}")
-    )
-
-
-def _seconds(retry_after: str) -> float | None:
-    # The other form, an HTTP date, is never sent by kube-apiserver.
-    return float(retry_after) if retry_after.isdecimal() else None
-
-
-def _phrase(code: int) -> str:
-    try:
-        return HTTPStatus(code).phrase.replace(" ", "")
-    except ValueError:
-        return "Unknown"

@@ -1,388 +1,345 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One authenticated way to an API server: requests, and streams of watch events.
+"""HTTP to the API server: the only module that knows pykube.
 
-pykube-ng loads the kubeconfig and holds the sessions; everything it is weak at (rotating tokens,
-key files, time-outs, errors) is done here. The trap is a stream: closing it from another thread
-blocks until data arrives, so ``Watch.stop`` shuts the socket down instead.
+pykube reads kubeconfigs and holds the session; its object layer is not used. What it does not do
+right is done here: a rotated token is read again, private keys never lie in a shared directory,
+every request has a time-out, and an error keeps everything that the server said.
 """
 
+import base64
 import contextlib
-import copy
+import json
+import os
+import shutil
+import subprocess
 import tempfile
 import threading
-from base64 import b64decode
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from http import HTTPStatus
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Self
 
 import orjson
 import pykube
 import requests
+import requests.adapters
 import tenacity
-from requests.adapters import HTTPAdapter
-from urllib3.exceptions import HTTPError as StreamError
 
-from backends.clock import Clock, SystemClock
-from backends.kube.credentials import Credentials, ExecPlugin, StaticToken, TokenFile
-from backends.kube.errors import (
-    ApiError,
-    KubeConfigError,
-    ServerUnavailable,
-    TooManyRequests,
-    from_answer,
-    unreachable,
-)
+from backends.kube.errors import ApiError, ServerUnavailable, TooManyRequests, from_status
 
-Json = dict[str, Any]
-Params = Mapping[str, str | int | bool]
-
-REQUEST_LIMIT_S: Final = 15.0
+DEFAULT_LIMIT_S: Final = 10.0
 _CONNECT_LIMIT_S: Final = 3.0
-_POOL: Final = 32
-_GET_ATTEMPTS: Final = 4
-_STREAM_BLOCK_BYTES: Final = 64 * 1024
+_GET_ATTEMPTS: Final = 3
 _SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where the server is, how it is recognised and who we are."""
+class Transport:
+    """One identity's connection. Safe for many threads."""
 
-    config: Any  # pykube.KubeConfig, which has no types
-    credentials: Credentials
-    verify: str | bool
-    certificate: tuple[str, str] | None = None
-    server_name: str | None = None
-    proxy: str | None = None
+    def __init__(self, config: "pykube.KubeConfig", *, user_agent: str, private_dir: Path) -> None:
+        """Take a loaded configuration whose key material lies in ``private_dir``."""
+        self._private_dir = private_dir
+        self._user = dict(config.user)
+        self._base = str(config.cluster["server"]).rstrip("/")
+        self._credentials = _credentials(self._user)
+        self._session = self._new_session(config, user_agent)
+        self._streams = self._new_session(config, user_agent)
 
+    @classmethod
+    def from_kubeconfig(cls, path: Path, *, user_agent: str) -> Self:
+        """Load a kubeconfig file's current context."""
+        private_dir = Path(tempfile.mkdtemp(prefix="podsnap-"))  # 0700
+        import yaml
 
-class _Adapter(HTTPAdapter):
-    """Adds credentials and TLS material to each request, and asks once more after a 401."""
+        doc = yaml.load(path.read_bytes(), Loader=yaml.CSafeLoader)
+        _materialise_keys(doc, private_dir, base=path.parent)
+        return cls(pykube.KubeConfig(doc), user_agent=user_agent, private_dir=private_dir)
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-        super().__init__(pool_connections=1, pool_maxsize=_POOL)
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as the base
-        if self._endpoint.server_name:
-            kwargs["server_hostname"] = self._endpoint.server_name
-            kwargs["assert_hostname"] = self._endpoint.server_name
-        super().init_poolmanager(*args, **kwargs)
-
-    def send(  # noqa: PLR0913 - the signature is the base class's
-        self,
-        request: requests.PreparedRequest,
-        stream: bool = False,  # noqa: FBT001, FBT002 - as the base
-        timeout: Any = None,  # noqa: ANN401 - as the base
-        verify: Any = True,  # noqa: ANN401, ARG002, FBT002 - as the base
-        cert: Any = None,  # noqa: ANN401, ARG002 - as the base
-        proxies: Any = None,  # noqa: ANN401 - as the base
-    ) -> requests.Response:
-        endpoint = self._endpoint
-        for attempt in range(2):
-            token = endpoint.credentials.token()
-            if token:
-                request.headers["Authorization"] = f"Bearer {token}"
-            response = super().send(
-                request,
-                stream=stream,
-                timeout=timeout,
-                verify=endpoint.verify,
-                cert=endpoint.certificate,
-                proxies=proxies,
-            )
-            refused = response.status_code == HTTPStatus.UNAUTHORIZED
-            if not refused or attempt or not endpoint.credentials.forget():
-                break
-            response.close()
-        return response
-
-
-class Watch:
-    """Events as they arrive; ends when the server ends the stream, or after ``stop``."""
-
-    def __init__(self, response: requests.Response, server: str) -> None:
-        """Own an open response."""
-        self._response = response
-        self._server = server
-        self._stopped = threading.Event()
-
-    def __iter__(self) -> Iterator[Json]:
-        """Yield events.
+    @classmethod
+    def in_cluster(cls, *, user_agent: str) -> Self:
+        """Use the Pod's service account.
 
         Raises:
-            ServerUnavailable: the connection broke or was silent for too long.
+            ServerUnavailable: the process does not run in a Pod.
         """
-        rest = b""
+        host = os.environ.get("KUBERNETES_SERVICE_HOST")
+        port = os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+        if not host or not (_SERVICE_ACCOUNT / "token").exists():
+            raise ServerUnavailable("this is no Pod with a service account; give --kubeconfig")
+        doc = {
+            "clusters": [
+                {
+                    "name": "c",
+                    "cluster": {
+                        "server": f"https://{host}:{port}",
+                        "certificate-authority": str(_SERVICE_ACCOUNT / "ca.crt"),
+                    },
+                }
+            ],
+            "users": [{"name": "u", "user": {"tokenFile": str(_SERVICE_ACCOUNT / "token")}}],
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+            "current-context": "x",
+        }
+        private_dir = Path(tempfile.mkdtemp(prefix="podsnap-"))
+        return cls(pykube.KubeConfig(doc), user_agent=user_agent, private_dir=private_dir)
+
+    def close(self) -> None:
+        """Close connections and remove key material."""
+        self._session.close()
+        self._streams.close()
+        shutil.rmtree(self._private_dir, ignore_errors=True)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: Any | None = None,  # noqa: ANN401 - any JSON
+        content_type: str = "application/json",
+        timeout_s: float = DEFAULT_LIMIT_S,
+    ) -> dict[str, Any]:
+        """Send one request and return the parsed answer.
+
+        Raises:
+            ApiError: the subclass says what to do.
+        """
+
+        def send() -> dict[str, Any]:
+            return self._send(method, path, params, body, content_type, timeout_s)
+
+        if method != "GET" or timeout_s < _CONNECT_LIMIT_S:
+            return send()
+        return _retrying_get(send)
+
+    def stream(self, path: str, *, params: Mapping[str, str], read_timeout_s: float) -> "Stream":
+        """Open a watch.
+
+        Raises:
+            ApiError: the server refused it.
+        """
         try:
-            for block in self._response.raw.stream(_STREAM_BLOCK_BYTES, decode_content=True):
-                *lines, rest = (rest + block).split(b"\n")
-                for line in lines:
-                    if self._stopped.is_set():
-                        return
-                    if line:
-                        yield orjson.loads(line)
-        except (OSError, StreamError, ValueError, AttributeError) as error:
-            # urllib3 answers a socket shut down under it with several types; only without a stop
-            # is any of them news.
-            if not self._stopped.is_set():
-                raise unreachable(self._server, error) from error
+            response = self._streams.get(
+                self._base + path,
+                params=dict(params),
+                headers=self._headers(),
+                stream=True,
+                timeout=(_CONNECT_LIMIT_S, read_timeout_s),
+            )
+        except requests.RequestException as error:
+            raise ServerUnavailable(f"the API server does not answer: {_short(error)}") from error
+        _raise_for(response)
+        return Stream(response)
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, str] | None,
+        body: Any,  # noqa: ANN401 - any JSON
+        content_type: str,
+        timeout_s: float,
+    ) -> dict[str, Any]:
+        headers = self._headers()
+        data = None
+        if body is not None:
+            headers["Content-Type"] = content_type
+            data = orjson.dumps(body)
+        try:
+            response = self._session.request(
+                method,
+                self._base + path,
+                params=dict(params or {}),
+                headers=headers,
+                data=data,
+                timeout=(min(_CONNECT_LIMIT_S, timeout_s), timeout_s),
+            )
+        except requests.RequestException as error:
+            raise ServerUnavailable(f"the API server does not answer: {_short(error)}") from error
+        _raise_for(response)
+        parsed: dict[str, Any] = orjson.loads(response.content) if response.content else {}
+        return parsed
+
+    def _headers(self) -> dict[str, str]:
+        token = self._credentials.token()
+        headers = {"Accept": "application/json"}
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
+        return headers
+
+    def _new_session(self, config: "pykube.KubeConfig", user_agent: str) -> requests.Session:
+        # HTTPClient mounts pykube's own adapter and knows the cluster's address; requests are sent
+        # on its session with explicit time-outs and our credentials.
+        client = pykube.HTTPClient(
+            config, http_adapter=requests.adapters.HTTPAdapter(pool_maxsize=32)
+        )
+        session: requests.Session = client.session
+        session.trust_env = False
+        session.headers["User-Agent"] = user_agent
+        authority = config.cluster.get("certificate-authority")
+        session.verify = authority.filename() if authority else True
+        certificate = config.user.get("client-certificate")
+        if certificate:
+            session.cert = (certificate.filename(), config.user["client-key"].filename())
+        return session
+
+
+class Stream:
+    """An open watch: an iterator of events that another thread can end."""
+
+    def __init__(self, response: requests.Response) -> None:
+        """Take over the response."""
+        self._response = response
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield events until the server or ``stop`` ends the stream.
+
+        Raises:
+            ServerUnavailable: the connection broke.
+        """
+        try:
+            for line in self._response.iter_lines(chunk_size=None):
+                if line:
+                    yield orjson.loads(line)
+        except (requests.RequestException, OSError, AttributeError, ValueError) as error:
+            raise ServerUnavailable(f"the watch broke: {_short(error)}") from error
         finally:
             self._response.close()
 
     def stop(self) -> None:
-        """End the iteration, from any thread, at once."""
-        self._stopped.set()
-        with contextlib.suppress(ValueError, RuntimeError, OSError, AttributeError):
+        """End the stream from another thread; ``close`` would wait for data."""
+        with contextlib.suppress(ValueError, RuntimeError, AttributeError, OSError):
             self._response.raw.shutdown()
 
 
-class Transport:
-    """A session for requests, a second one for watches. Safe to share between threads."""
+class _Static:
+    """A token that does not change, or none."""
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        *,
-        user_agent: str,
-        private: "tempfile.TemporaryDirectory[str] | None" = None,
-        clock: Clock | None = None,
-    ) -> None:
-        """Use ``from_kubeconfig`` or ``in_cluster``."""
-        self._clock = clock or SystemClock()
-        self._private = private
-        self._closed = threading.Event()
-        self._requests = _session(endpoint, user_agent)
-        self._watches = _session(endpoint, user_agent)
-        self.server: str = endpoint.config.cluster["server"].rstrip("/")
-        self.namespace: str = endpoint.config.namespace
+    def __init__(self, token: str | None) -> None:
+        self._token = token
 
-    @classmethod
-    def from_kubeconfig(
-        cls, path: Path, *, user_agent: str, context: str | None = None, clock: Clock | None = None
-    ) -> Self:
-        """Use a context of a kubeconfig, the current one by default.
+    def token(self) -> str | None:
+        return self._token
 
-        Raises:
-            KubeConfigError: the file cannot be used; the message says why.
-        """
-        private = tempfile.TemporaryDirectory(prefix="podsnap-")  # 0700, removed by close
+
+class _TokenFile:
+    """A token in a file that somebody rotates."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read_at_ns = -1
+        self._token = ""
+
+    def token(self) -> str | None:
+        changed_ns = self._path.stat().st_mtime_ns
+        if changed_ns != self._read_at_ns:
+            self._token = self._path.read_text(encoding="utf-8").strip()
+            self._read_at_ns = changed_ns
+        return self._token
+
+
+class _Exec:
+    """A token that a plugin prints (client.authentication.k8s.io/v1), kept until it expires."""
+
+    def __init__(self, spec: Mapping[str, Any]) -> None:
+        self._spec = spec
+        self._lock = threading.Lock()
+        self._token: str | None = None
+        self._expires_s = 0.0
+
+    def token(self) -> str | None:
+        with self._lock:
+            if self._token is None or datetime.now(UTC).timestamp() > self._expires_s - 30:
+                self._ask()
+            return self._token
+
+    def _ask(self) -> None:
+        version = self._spec.get("apiVersion", "client.authentication.k8s.io/v1")
+        info = {"apiVersion": version, "kind": "ExecCredential", "spec": {"interactive": False}}
+        environment = {
+            **os.environ,
+            **{e["name"]: e["value"] for e in self._spec.get("env") or ()},
+            "KUBERNETES_EXEC_INFO": json.dumps(info),
+        }
+        argv = [self._spec["command"], *(self._spec.get("args") or ())]
         try:
-            endpoint = _endpoint(path, context, Path(private.name), clock or SystemClock())
-        except BaseException:
-            private.cleanup()
-            raise
-        return cls(endpoint, user_agent=user_agent, private=private, clock=clock)
-
-    @classmethod
-    def in_cluster(
-        cls, *, user_agent: str, directory: Path = _SERVICE_ACCOUNT, clock: Clock | None = None
-    ) -> Self:
-        """Use the ServiceAccount of the Pod that this process runs in.
-
-        Raises:
-            KubeConfigError: this is no Pod, or it has no ServiceAccount token.
-        """
-        try:
-            config = pykube.KubeConfig.from_service_account(str(directory))
-        except (OSError, KeyError) as error:
-            raise KubeConfigError(
-                f"no ServiceAccount of a Pod found ({type(error).__name__}: {error}); "
-                "outside a cluster name a kubeconfig"
-            ) from error
-        endpoint = Endpoint(
-            config=config,
-            credentials=TokenFile(directory / "token"),
-            verify=str(directory / "ca.crt"),
-        )
-        return cls(endpoint, user_agent=user_agent, clock=clock)
-
-    def request(  # noqa: PLR0913 - one call is one HTTP request
-        self,
-        method: str,
-        path: str,
-        *,
-        params: Params | None = None,
-        body: Any | None = None,
-        content_type: str = "application/json",
-        timeout_s: float = REQUEST_LIMIT_S,
-    ) -> Json:
-        """Send one request and return the parsed answer.
-
-        A GET is tried again after connection errors, 429 and 503, never past ``timeout_s`` seconds
-        in all; nothing else is, because only the caller knows whether it may happen twice.
-
-        Raises:
-            ApiError: the refusal, as its type.
-        """
-        deadline_s = self._clock.monotonic_s() + timeout_s
-
-        def once() -> Json:
-            left_s = max(deadline_s - self._clock.monotonic_s(), 0.001)
-            data = None if body is None else orjson.dumps(body)
-            headers = {"Content-Type": content_type} if data is not None else {}
-            response = self._send(
-                self._requests,
-                method,
-                path,
-                params=params,
-                data=data,
-                headers=headers,
-                timeout=(min(_CONNECT_LIMIT_S, left_s), left_s),
+            done = subprocess.run(
+                argv, env=environment, capture_output=True, timeout=DEFAULT_LIMIT_S, check=True
             )
-            content = response.content
-            if response.status_code >= HTTPStatus.BAD_REQUEST:
-                raise from_answer(response.status_code, response.headers, content)
-            parsed: Json = orjson.loads(content) if content else {}
-            return parsed
-
-        if method != "GET":
-            return once()
-        return tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(_GET_ATTEMPTS) | tenacity.stop_before_delay(timeout_s),
-            wait=_pause_s,
-            retry=tenacity.retry_if_exception(_is_passing),
-            sleep=tenacity.sleep_using_event(self._closed),
-            reraise=True,
-        )(once)
-
-    def stream(self, path: str, params: Params, *, read_timeout_s: float) -> Watch:
-        """Open a watch; silence of ``read_timeout_s`` seconds ends it with ServerUnavailable.
-
-        Raises:
-            ApiError: the refusal, as its type.
-        """
-        response = self._send(
-            self._watches,
-            "GET",
-            path,
-            params=params,
-            headers={"Accept-Encoding": "identity"},
-            timeout=(_CONNECT_LIMIT_S, read_timeout_s),
-            stream=True,
-        )
-        if response.status_code >= HTTPStatus.BAD_REQUEST:
-            with response:
-                raise from_answer(response.status_code, response.headers, response.content)
-        return Watch(response, self.server)
-
-    def close(self) -> None:
-        """Close the connections and remove key material; open watches are to be stopped before."""
-        self._closed.set()
-        self._requests.close()
-        self._watches.close()
-        if self._private is not None:
-            self._private.cleanup()
-
-    def _send(
-        self,
-        session: requests.Session,
-        method: str,
-        path: str,
-        *,
-        params: Params | None,
-        **kwargs: Any,  # noqa: ANN401 - handed on to requests
-    ) -> requests.Response:
-        query = {k: str(v).lower() if isinstance(v, bool) else v for k, v in (params or {}).items()}
-        try:
-            return session.request(
-                method, self.server + path, params=query, allow_redirects=False, **kwargs
-            )
-        except requests.RequestException as error:
-            raise unreachable(self.server, error) from error
+            status = json.loads(done.stdout)["status"]
+        except (subprocess.SubprocessError, OSError, ValueError, KeyError) as error:
+            raise ServerUnavailable(f"the credential plugin {argv[0]} failed: {error}") from error
+        self._token = status.get("token")
+        expires = status.get("expirationTimestamp")
+        self._expires_s = datetime.fromisoformat(expires).timestamp() if expires else float("inf")
 
 
-def _session(endpoint: Endpoint, user_agent: str) -> requests.Session:
-    # trust_env off: a stray .netrc must not win over our token, and reading it costs 0.1 ms a call.
-    session: requests.Session = pykube.HTTPClient(
-        endpoint.config, http_adapter=_Adapter(endpoint)
-    ).session
-    session.trust_env = False
-    session.headers["User-Agent"] = user_agent
-    session.headers["Accept"] = "application/json"
-    if endpoint.proxy:
-        session.proxies = {"http": endpoint.proxy, "https": endpoint.proxy}
-    return session
-
-
-def _endpoint(path: Path, context: str | None, private: Path, clock: Clock) -> Endpoint:
-    try:
-        config = pykube.KubeConfig.from_file(str(path), current_context=context)
-        chosen = config.contexts[config.current_context]
-        cluster = copy.deepcopy(_named(config.doc, "clusters", "cluster", chosen["cluster"]))
-        user = copy.deepcopy(_named(config.doc, "users", "user", chosen.get("user", "")))
-    except (pykube.exceptions.PyKubeError, OSError, KeyError, TypeError, ValueError) as error:
-        raise KubeConfigError(
-            f"kubeconfig {path} cannot be used ({type(error).__name__}: {error}); "
-            "try it with kubectl, or name another one"
-        ) from error
-    files = _KeyFiles(path.resolve().parent, private)
-    authority = files.path_of(cluster, "certificate-authority")
-    key = files.path_of(user, "client-key")
-    certificate = files.path_of(user, "client-certificate")
-    credentials: Credentials
+def _credentials(user: Mapping[str, Any]) -> "_Static | _TokenFile | _Exec":
     if user.get("tokenFile"):
-        credentials = TokenFile(files.directory / user["tokenFile"])
-    elif "exec" in user:
-        credentials = ExecPlugin.parse(user["exec"], directory=files.directory, clock=clock)
-    elif "auth-provider" in user or "username" in user:
-        raise KubeConfigError(
-            f"kubeconfig {path} uses auth-provider or a password, which Kubernetes has removed; "
-            "use a token, a client certificate or an exec plug-in"
-        )
-    else:
-        credentials = StaticToken(user.get("token"))
-    endpoint = Endpoint(
-        config=config,
-        credentials=credentials,
-        verify=authority or not cluster.get("insecure-skip-tls-verify", False),
-        server_name=cluster.get("tls-server-name"),
-        proxy=cluster.get("proxy-url"),
+        return _TokenFile(Path(user["tokenFile"]))
+    if user.get("exec"):
+        return _Exec(user["exec"])
+    return _Static(user.get("token"))
+
+
+def _materialise_keys(doc: dict[str, Any], private_dir: Path, *, base: Path) -> None:
+    """Write inline key material to files of ours, because pykube would use a shared directory.
+
+    Relative paths of a kubeconfig are relative to it.
+    """
+    pairs = [
+        (entry, section)
+        for section, kind in (("clusters", "cluster"), ("users", "user"))
+        for entry in [e[kind] for e in doc.get(section) or ()]
+    ]
+    for number, (entry, _) in enumerate(pairs):
+        for key in ("certificate-authority", "client-certificate", "client-key"):
+            inline = entry.pop(f"{key}-data", None)
+            if inline:
+                path = private_dir / f"{number}-{key}"
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                with open(descriptor, "wb") as file:
+                    file.write(base64.b64decode(inline))
+                entry[key] = str(path)
+            elif entry.get(key):
+                entry[key] = str((base / entry[key]).resolve())
+        if entry.get("tokenFile"):
+            entry["tokenFile"] = str((base / entry["tokenFile"]).resolve())
+
+
+def _raise_for(response: requests.Response) -> None:
+    if response.ok:
+        return
+    try:
+        status = orjson.loads(response.content)
+    except (ValueError, requests.RequestException):
+        status = {}
+    finally:
+        response.close()
+    after = response.headers.get("Retry-After", "")
+    seconds = float(after) if after.isdigit() else None
+    raise from_status(
+        response.status_code, status if isinstance(status, dict) else {}, retry_after_s=seconds
     )
-    if key and certificate:
-        return replace(endpoint, certificate=(certificate, key))
-    return endpoint
 
 
-def _named(doc: Json, plural: str, singular: str, name: str) -> Json:
-    for entry in doc.get(plural) or ():
-        if entry["name"] == name:
-            found: Json = entry[singular] or {}
-            return found
-    if singular == "user" and not name:
-        return {}
-    raise KeyError(f"{singular} {name!r}")
-
-
-@dataclass(frozen=True, slots=True)
-class _KeyFiles:
-    """Files that a kubeconfig names, and files for what it holds inline."""
-
-    directory: Path
-    private: Path
-
-    def path_of(self, entry: Json, key: str) -> str | None:
-        inline = entry.get(f"{key}-data")
-        if inline:
-            path = self.private / key
-            path.touch(mode=0o600)
-            path.write_bytes(b64decode(inline))
-            return str(path)
-        return str(self.directory / entry[key]) if entry.get(key) else None
-
-
-def _is_passing(error: BaseException) -> bool:
-    if isinstance(error, ServerUnavailable):
-        return error.code in {0, HTTPStatus.SERVICE_UNAVAILABLE}
-    return isinstance(error, TooManyRequests)
-
-
-_backoff_s = tenacity.wait_exponential_jitter(initial=0.1, max=2.0, jitter=0.1)
-
-
-def _pause_s(state: tenacity.RetryCallState) -> float:
+def _retry_wait_s(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
-    asked_s = error.retry_after_s if isinstance(error, ApiError) else None
-    return max(asked_s or 0.0, _backoff_s(state))
+    if isinstance(error, ApiError) and error.retry_after_s:
+        return min(error.retry_after_s, DEFAULT_LIMIT_S)
+    return float(tenacity.wait_exponential_jitter(initial=0.1, max=1.0)(state))
+
+
+@tenacity.retry(
+    stop=tenacity.stop_after_attempt(_GET_ATTEMPTS),
+    wait=_retry_wait_s,
+    retry=tenacity.retry_if_exception_type((ServerUnavailable, TooManyRequests)),
+    reraise=True,
+)
+def _retrying_get(send: "Any") -> dict[str, Any]:  # noqa: ANN401 - a closure of request()
+    answer: dict[str, Any] = send()
+    return answer
+
+
+def _short(error: Exception) -> str:
+    return str(error).splitlines()[0][:300] if str(error) else type(error).__name__

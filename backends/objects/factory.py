@@ -1,24 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which bucket a name means: a directory where a root is given.
-
-A real bucket will be opened here too, with its library imported only then.
-"""
+"""Which store a bucket's name means."""
 
 from pathlib import Path
 
 from backends.objects.interface import ObjectStore, StoreError
-from backends.objects.localdir import LocalDirectory
+from backends.objects.localdir import LocalDirStore
 
 
-def open_store(gcs_bucket: str, *, bucket_root: Path | None) -> ObjectStore:
-    """Open a bucket; nothing is asked of it yet.
+def open_store(bucket: str, *, bucket_root: Path | None) -> ObjectStore:
+    """Open a bucket. On a local cluster buckets are directories below ``bucket_root``.
 
     Raises:
-        StoreError: the name is no bucket's, or no root is given.
+        StoreError: Cloud Storage was asked for, which this version does not have yet.
     """
     if bucket_root is None:
         raise StoreError(
-            f"bucket {gcs_bucket} would be in Google Cloud Storage, which this build cannot reach "
-            "yet; set the bucket root to a directory that all nodes share"
+            "Cloud Storage is not done yet; run with --bucket-root, where buckets are directories"
         )
-    return LocalDirectory(bucket_root, gcs_bucket)
+    return LocalDirStore(bucket_root / bucket)

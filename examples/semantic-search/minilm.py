@@ -161,7 +161,7 @@ def gelu(x: Array) -> Array:
     """
     size = np.abs(x) * np.float32(np.sqrt(0.5))
     t = np.float32(1) / (np.float32(1) + np.float32(0.3275911) * size)
-    series = np.float32(1.061405429)
+    series = np.full_like(t, 1.061405429)
     for term in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
         series = series * t + np.float32(term)
     erf = np.copysign(np.float32(1) - series * t * np.exp(-size * size), x)

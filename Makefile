@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+CODE := schemas policies statemachine backends nodeexec reconciler localcluster
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/installed: pyproject.toml
+	@echo "==> Python packages into $(VENV) (about a minute, once)"
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
+	  echo "    $(PYTHON) has no venv module; installing python3.11-venv"; \
+	  apt-get update -qq && apt-get install -y -qq python3.11-venv; }
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+.PHONY: venv
+venv: $(VENV)/installed ## Install podsnap and its tools into .venv
+
+.PHONY: tools
+tools: ## Build the pinned Kubernetes, containerd and gVisor (10 minutes, once)
+	@$(PYTHON) localcluster/toolchain.py build
+
+.PHONY: demo
+demo: venv tools ## A slow Pod, saved and restored on a real local cluster
+	@$(BIN)/python examples/demo.py
+
+.PHONY: demo-down
+demo-down: venv ## Remove everything that the demo made
+	@$(BIN)/podsnap local down
+	@rm -rf build/demo
+
+.PHONY: check
+check: venv ## Lint, types, layers
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports --no-logo 2>/dev/null | tail -n 12 || $(BIN)/lint-imports
+
+.PHONY: format
+format: venv ## Format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix --quiet .
+
+.PHONY: test
+test: venv tools check ## Run all tests
+	@$(BIN)/pytest
+
+.PHONY: test-quick
+test-quick: venv ## Run the tests that need no cluster
+	@$(BIN)/pytest -m "not cluster" tests/pure
+
+.PHONY: bench
+bench: venv tools ## Measure, and print ratios within one run
+	@$(BIN)/python bench/run.py
+
+.PHONY: docs
+docs: venv ## Generate the reference pages and diagrams from the code
+	@$(BIN)/python docs/generate.py

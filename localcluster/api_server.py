@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The few questions that starting a cluster asks its API server, as its administrator.
+
+podsnap's own programs never use this: they speak through ``backends.kube`` under their own
+identities. The trap: right after its start the server refuses connections, then answers 403 and
+404 for what it will have in a moment; here all of that means "not yet".
+"""
+
+from pathlib import Path
+from typing import Any
+
+import requests
+
+_LIMIT_S = 10.0
+_MANAGER = "podsnap-local"
+
+
+class ApiServer:
+    """One API server."""
+
+    def __init__(self, server: str, *, ca: Path, certificate: Path, key: Path) -> None:
+        self.server = server
+        self._session = requests.Session()
+        self._session.trust_env = False
+        self._session.verify = str(ca)
+        self._session.cert = (str(certificate), str(key))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
+
+    def is_ready(self) -> bool:
+        """Tell whether ``/readyz`` says ok."""
+        try:
+            answer = self._session.get(f"{self.server}/readyz", timeout=_LIMIT_S)
+        except requests.RequestException:
+            return False
+        return answer.status_code == requests.codes.ok
+
+    def get(self, path: str) -> dict[str, Any] | None:
+        """Return an object, ``None`` if it is not there yet."""
+        try:
+            answer = self._session.get(f"{self.server}{path}", timeout=_LIMIT_S)
+        except requests.RequestException:
+            return None
+        if answer.status_code != requests.codes.ok:
+            return None
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def apply(self, path: str, tree: dict[str, Any]) -> None:
+        """Apply an object server-side.
+
+        Raises:
+            requests.RequestException: the server refused, or cannot be reached.
+        """
+        answer = self._session.patch(
+            f"{self.server}{path}",
+            params={"fieldManager": _MANAGER, "force": "true"},
+            json=tree,
+            headers={"Content-Type": "application/apply-patch+yaml"},
+            timeout=_LIMIT_S,
+        )
+        answer.raise_for_status()
+
+    def token(self, namespace: str, account: str, *, valid_s: int) -> str:
+        """Return a new token of a service account.
+
+        Raises:
+            requests.RequestException: there is no such account, or the server cannot be reached.
+        """
+        answer = self._session.post(
+            f"{self.server}/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token",
+            json={
+                "apiVersion": "authentication.k8s.io/v1",
+                "kind": "TokenRequest",
+                "spec": {"expirationSeconds": valid_s},
+            },
+            timeout=_LIMIT_S,
+        )
+        answer.raise_for_status()
+        return str(answer.json()["status"]["token"])
+
+    def node_is_ready(self, name: str) -> bool:
+        """Tell whether a node's condition Ready is True."""
+        return _condition(self.get(f"/api/v1/nodes/{name}"), "Ready")
+
+    def crd_is_established(self, name: str) -> bool:
+        """Tell whether a custom kind is served."""
+        path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"
+        return _condition(self.get(path), "Established")
+
+
+def _condition(tree: dict[str, Any] | None, kind: str) -> bool:
+    conditions = ((tree or {}).get("status") or {}).get("conditions") or []
+    return any(c["type"] == kind and c["status"] == "True" for c in conditions)

@@ -1,0 +1,484 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real Kubernetes cluster on one host: up, down, and its parts in the hand of a test.
+
+Everything is derived from the cluster's name and from what the kernel says lives, so ``up`` and
+``down`` can be killed at any line and called again. What stays on the host while it runs: one
+bridge, routes over it, control groups, one state directory, one supervisor per machine.
+
+The trap is "ready": nothing here waits for a time to pass. Each step waits for the fact that the
+next one needs, with a bound, and names the log to read when the bound is reached.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from localcluster import cgroups, control_plane, network, node, preflight, programs
+from localcluster.api_server import ApiServer
+from localcluster.certificates import Authority, write_private
+from localcluster.control_plane import ControlPlane
+from localcluster.machine import ComponentStatus, Machine, MachineError
+from localcluster.network import ClusterNetwork
+from localcluster.node import Node
+from localcluster.toolchain import REPOSITORY, Toolchain, default_cache
+
+DEFAULT_ROOT = Path("/var/lib/podsnap/local")
+DEFAULT_NAME = "local"
+COMMAND_LIMIT_S = 60.0
+_POLL_S = 0.02
+_LOCK_LIMIT_S = 300.0
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
+
+
+class ClusterError(Exception):
+    """The cluster cannot be brought up or down; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningComponent:
+    """One component of a running cluster, as a test handles it."""
+
+    machine: Machine
+    name: str
+
+    def status(self) -> ComponentStatus:
+        """Return how it is.
+
+        Raises:
+            MachineError: there is no such component.
+        """
+        for status in self.machine.status():
+            if status.name == self.name:
+                return status
+        raise MachineError(f"there is no component {self.name} on {self.machine.name}")
+
+    def stop(self) -> None:
+        """Stop it and keep it stopped."""
+        self.machine.stop(self.name)
+
+    def start(self) -> None:
+        """Start it after ``stop``."""
+        self.machine.start_again(self.name)
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send it a signal; the supervisor starts it again if it dies."""
+        self.machine.signal(self.name, number)
+
+
+class LocalCluster:
+    """A cluster by its name, running or not."""
+
+    def __init__(
+        self,
+        name: str = DEFAULT_NAME,
+        *,
+        root: Path = DEFAULT_ROOT,
+        toolchain: Toolchain | None = None,
+        progress: Callable[[str], None] = lambda _line: None,
+    ) -> None:
+        if not _NAME.fullmatch(name):
+            raise ClusterError(
+                f"the name {name!r} will not do: it becomes part of paths and control groups; "
+                "use up to 40 of a-z, 0-9 and -, with a letter or digit at both ends"
+            )
+        self.name = name
+        self.root = root.absolute()
+        self.state_dir = self.root / name
+        self.toolchain = toolchain or Toolchain()
+        self.progress = progress
+        self.authority = Authority(self.state_dir / "pki")
+
+    # -- what it is made of
+
+    @property
+    def logs(self) -> Path:
+        """Where every component's output goes."""
+        return self.state_dir / "logs"
+
+    @property
+    def buckets(self) -> Path:
+        """The directory whose folders are the cluster's buckets."""
+        return self.state_dir / "buckets"
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The administrator's kubeconfig."""
+        return self.authority.directory / "admin.kubeconfig"
+
+    def exists(self) -> bool:
+        """Tell whether there is anything of it on this host."""
+        return self.state_dir.exists()
+
+    def _record(self) -> dict[str, str]:
+        try:
+            text = (self.state_dir / "cluster.json").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return {}
+        record: dict[str, str] = json.loads(text)
+        return record
+
+    @property
+    def network(self) -> ClusterNetwork:
+        """Its addresses: as recorded at the first ``up``, else derived from its name."""
+        derived = ClusterNetwork.derived(self.name)
+        if block := self._record().get("block"):
+            return ClusterNetwork(self.name, type(derived.block)(block))
+        return derived
+
+    @property
+    def nodes(self) -> list[Node]:
+        """Its nodes."""
+        count = int(self._record().get("nodes", "1"))
+        return [
+            Node(
+                number=number,
+                cluster=self.name,
+                network=self.network,
+                authority=self.authority,
+                toolchain=self.toolchain,
+                directory=self.state_dir / f"node{number}",
+            )
+            for number in range(1, count + 1)
+        ]
+
+    @property
+    def control_plane(self) -> ControlPlane:
+        """Its control plane."""
+        return ControlPlane(
+            network=self.network,
+            authority=self.authority,
+            toolchain=self.toolchain,
+            directory=self.state_dir / control_plane.NAME,
+        )
+
+    def machines(self) -> list[Machine]:
+        """Return its machines, the control plane's first."""
+        net, nodes = self.network, self.nodes
+        control = Machine(
+            name=control_plane.NAME,
+            directory=self.state_dir / control_plane.NAME,
+            state_dir=self.state_dir,
+            link=net.link(control_plane.NAME, net.control, nodes=len(nodes)),
+            binds={"/var/log": self.state_dir / control_plane.NAME / "log"},
+        )
+        return [
+            control,
+            *(
+                Machine(
+                    name=each.name,
+                    directory=each.directory,
+                    state_dir=self.state_dir,
+                    link=net.link(each.name, each.address, nodes=len(nodes)),
+                    binds=each.binds,
+                )
+                for each in nodes
+            ),
+        ]
+
+    def machine(self, name: str) -> Machine:
+        """Return a machine by its name.
+
+        Raises:
+            ClusterError: there is none of that name.
+        """
+        for machine in self.machines():
+            if machine.name == name:
+                return machine
+        known = ", ".join(m.name for m in self.machines())
+        raise ClusterError(f"there is no machine {name!r} in cluster {self.name}; known: {known}")
+
+    def component(self, machine: str, name: str) -> RunningComponent:
+        """Return a component by its machine's name and its own."""
+        return RunningComponent(self.machine(machine), name)
+
+    def status(self) -> list[ComponentStatus]:
+        """Return every component of every machine that runs."""
+        return [status for machine in self.machines() for status in machine.status()]
+
+    def run_in(
+        self, machine: str, argv: list[str], *, limit_s: float = COMMAND_LIMIT_S
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command inside a machine and return its output; it inherits the environment.
+
+        Raises:
+            subprocess.CalledProcessError: it failed.
+            subprocess.TimeoutExpired: it took longer than ``limit_s``.
+        """
+        return subprocess.run(
+            self.machine(machine).enter(argv),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=limit_s,
+        )
+
+    def kubectl(self, *arguments: str, text: str = "", limit_s: float = COMMAND_LIMIT_S) -> str:
+        """Run kubectl as the administrator and return its output.
+
+        Raises:
+            ClusterError: it failed; with what it said.
+        """
+        argv = [str(self.toolchain.path("kubectl")), f"--kubeconfig={self.kubeconfig}", *arguments]
+        done = subprocess.run(
+            argv, input=text, capture_output=True, text=True, check=False, timeout=limit_s
+        )
+        if done.returncode:
+            raise ClusterError(f"kubectl {' '.join(arguments)} failed: {done.stderr.strip()}")
+        return done.stdout
+
+    def load(self, archive: Path) -> None:
+        """Import an image archive on every node.
+
+        Raises:
+            ClusterError: containerd refuses it.
+        """
+        for each in self.nodes:
+            try:
+                self.run_in(each.name, each.ctr("images", "import", str(archive.absolute())))
+            except subprocess.CalledProcessError as error:
+                raise ClusterError(
+                    f"{archive} cannot be imported on {each.name}: {error.stderr.strip()}; "
+                    "it must be an OCI or Docker image archive"
+                ) from error
+
+    def api(self) -> ApiServer:
+        """Return a connection to its API server, as administrator. To be closed."""
+        return ApiServer(
+            self.control_plane.server,
+            ca=self.authority.ca,
+            certificate=self.authority.certificate("admin"),
+            key=self.authority.key("admin"),
+        )
+
+    # -- up
+
+    def up(
+        self, *, nodes: int = 1, with_programs: bool = True, block: str | None = None
+    ) -> None:
+        """Bring it up, from nothing or from whatever is left; return when it is ready.
+
+        Raises:
+            ClusterError, PreflightError, ToolchainError, NetworkError, MachineError, CgroupError:
+                with the cause and what to do.
+        """
+        preflight.check(self.root, self._preflight)
+        self.toolchain.build(self.progress)
+        with self._exclusively(), contextlib.closing(self.api()) as api:
+            self._settle(nodes, block)
+            self._start_machines()
+            self._start_kubernetes(api)
+            if with_programs:
+                programs.start(self, api)
+            self.progress(f"cluster {self.name} is ready")
+
+    def _preflight(self, root: Path) -> list[str]:
+        # What runs has passed the checks; they cost half of an `up` that finds all in place.
+        return [] if any(m.is_alive() for m in self.machines()) else preflight.problems(root)
+
+    def _settle(self, nodes: int, block: str | None) -> None:
+        """Fix what must not change while the cluster lives, and write every file."""
+        net = self.network
+        record = self._record()
+        if block is not None and block != str(net.block):
+            if record:
+                raise ClusterError(
+                    f"cluster {self.name} has the addresses {net.block}; to give it {block}, "
+                    f"remove it first: podsnap local down --name {self.name}"
+                )
+            net = ClusterNetwork(self.name, type(net.block)(block))
+        network.refuse_if_routed(net)
+        self.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.state_dir.chmod(0o700)
+        settled = {
+            "block": str(net.block),
+            "nodes": str(max(nodes, int(record.get("nodes", "1")))),
+            "id": record.get("id") or str(uuid.uuid4()),
+        }
+        if settled != record:
+            write_private(self.state_dir / "cluster.json", json.dumps(settled))
+        self.buckets.mkdir(exist_ok=True, mode=0o700)
+        plane = self.control_plane
+        identities = [*plane.identities(), *(i for n in self.nodes for i in n.identities())]
+        self.authority.ensure(identities)
+        plane.prepare()
+        for each in self.nodes:
+            each.prepare(server=plane.server)
+
+    @property
+    def id(self) -> str:
+        """The cluster's identity, made once."""
+        return self._record()["id"]
+
+    def _start_machines(self) -> None:
+        with self.step("machines and network"):
+            network.ensure_bridge(self.network, nodes=len(self.nodes))
+            for each in self.nodes:
+                cgroups.ensure(each.cgroup)
+            for machine in self.machines():
+                machine.start()
+
+    def _start_kubernetes(self, api: ApiServer) -> None:
+        control, *workers = self.machines()
+        plane = self.control_plane
+        control.ensure(plane.etcd())
+        control.ensure(plane.apiserver())
+        for each, machine in zip(self.nodes, workers, strict=True):
+            machine.ensure(each.containerd())
+        self._import_pause_image()
+        self.until("API server ready", api.is_ready, limit_s=60, log="kube-apiserver")
+        control.ensure(plane.scheduler())
+        control.ensure(plane.controller_manager())
+        for each, machine in zip(self.nodes, workers, strict=True):
+            machine.ensure(each.kubelet())
+        runtime_class = {
+            "apiVersion": "node.k8s.io/v1",
+            "kind": "RuntimeClass",
+            "metadata": {"name": "gvisor"},
+            "handler": "runsc",
+        }
+        api.apply("/apis/node.k8s.io/v1/runtimeclasses/gvisor", runtime_class)
+        for each in self.nodes:
+            self.until(
+                f"{each.name} Ready",
+                lambda name=each.name: api.node_is_ready(name),  # type: ignore[misc]  # mypy sees no default's type
+                limit_s=60,
+                log="kubelet",
+            )
+        account = "/api/v1/namespaces/default/serviceaccounts/default"
+        self.until(
+            "default service account",
+            lambda: api.get(account) is not None,
+            limit_s=60,
+            log="kube-controller-manager",
+        )
+
+    def _import_pause_image(self) -> None:
+        from localcluster import images
+
+        with self.step("pause image"):
+            recipe = REPOSITORY / "examples" / "images" / "pause"
+            image = images.build_image(recipe, cache=default_cache(), progress=self.progress)
+            for each in self.nodes:
+                self.until(
+                    f"containerd on {each.name}",
+                    lambda each=each: self._answers(each),  # type: ignore[misc]  # as above
+                    limit_s=30,
+                    log="containerd",
+                )
+                listed = self.run_in(each.name, each.ctr("images", "list", "-q")).stdout
+                if image.ref not in listed.split():
+                    self.run_in(each.name, each.ctr("images", "import", str(image.archive)))
+
+    def _answers(self, each: Node) -> bool:
+        try:
+            self.run_in(each.name, each.ctr("version"), limit_s=10)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+            return False
+        return True
+
+    # -- down
+
+    def down(self) -> None:
+        """Remove everything of it; harmless when there is nothing, or less than everything.
+
+        Raises:
+            MachineError, CgroupError, NetworkError, ClusterError: something cannot be removed.
+        """
+        with self._exclusively():
+            for machine in self.machines():
+                machine.kill()
+            network.remove_link(self.network.bridge)
+            cgroups.remove(f"podsnap-{self.name}")
+            mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8")
+            if f" {self.state_dir}/" in mounts:
+                raise ClusterError(
+                    f"something is mounted below {self.state_dir}, which podsnap never does on the "
+                    "host; unmount it, then run podsnap local down again"
+                )
+            if self.state_dir.exists():
+                # cluster.json goes last: it names the network, which a second try needs.
+                for entry in self.state_dir.iterdir():
+                    if entry.name != "cluster.json":
+                        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                shutil.rmtree(self.state_dir)
+
+    # -- waiting and order
+
+    @contextmanager
+    def step(self, what: str) -> Iterator[None]:
+        """Tell how long something took."""
+        began_s = time.monotonic()
+        yield
+        self.progress(f"{time.monotonic() - began_s:5.1f} s  {what}")
+
+    def until(
+        self, what: str, holds: Callable[[], bool], *, limit_s: float, log: str
+    ) -> None:
+        """Wait for a fact.
+
+        Raises:
+            ClusterError: it did not come about; with the log to read.
+        """
+        with self.step(what):
+            deadline_s = time.monotonic() + limit_s
+            while not holds():
+                if time.monotonic() > deadline_s:
+                    path = self.logs / f"{log}.log"
+                    raise ClusterError(
+                        f"waited {limit_s:.0f} s in vain for: {what}; the reason should be at the "
+                        f"end of {path}:\n{last_lines(path)}"
+                    )
+                time.sleep(_POLL_S)
+
+    @contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        """Keep a second up or down of the same cluster waiting."""
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path = self.root / f".{self.name}.lock"
+        with path.open("w", encoding="utf-8") as lock:
+            deadline_s = time.monotonic() + _LOCK_LIMIT_S
+            told = False
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if not told:
+                        self.progress("waiting: another up or down of this cluster is at work")
+                        told = True
+                    if time.monotonic() > deadline_s:
+                        raise ClusterError(
+                            f"another up or down of {self.name} has been at work for "
+                            f"{_LOCK_LIMIT_S:.0f} s; find it with: fuser {path}"
+                        ) from None
+                    time.sleep(0.1)
+            yield
+
+
+def last_lines(path: Path, count: int = 10) -> str:
+    """Return the end of a log, indented."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 8192))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return "  (no log)"
+    return "\n".join(f"  {line}" for line in lines[-count:])
+
+
+def python() -> str:
+    """Return the interpreter that runs podsnap's own programs: this one, with its packages."""
+    return sys.executable
