@@ -7,6 +7,7 @@ exporter is handed in, so a cluster without a collector pays next to nothing.
 
 import json
 import logging
+import socketserver
 import sys
 import threading
 from collections.abc import Callable
@@ -52,6 +53,15 @@ class _JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        # The base class would look its own address up in DNS, for ten seconds where there is none.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+
 class HttpEndpoint:
     """Serves ``/healthz``, ``/readyz`` and ``/metrics``."""
 
@@ -93,8 +103,7 @@ class HttpEndpoint:
                 self.end_headers()
                 self.wfile.write(body)
 
-        self._server = ThreadingHTTPServer((host, int(port)), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server((host, int(port)), Handler)
 
     def start(self) -> None:
         """Begin to serve."""

@@ -17,12 +17,12 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from localcluster import cgroups, control_plane, network, node, preflight, programs
@@ -265,9 +265,7 @@ class LocalCluster:
 
     # -- up
 
-    def up(
-        self, *, nodes: int = 1, with_programs: bool = True, block: str | None = None
-    ) -> None:
+    def up(self, *, nodes: int = 1, with_programs: bool = True, block: str | None = None) -> None:
         """Bring it up, from nothing or from whatever is left; return when it is ready.
 
         Raises:
@@ -353,7 +351,7 @@ class LocalCluster:
         for each in self.nodes:
             self.until(
                 f"{each.name} Ready",
-                lambda name=each.name: api.node_is_ready(name),  # type: ignore[misc]  # mypy sees no default's type
+                partial(api.node_is_ready, each.name),
                 limit_s=60,
                 log="kubelet",
             )
@@ -374,7 +372,7 @@ class LocalCluster:
             for each in self.nodes:
                 self.until(
                     f"containerd on {each.name}",
-                    lambda each=each: self._answers(each),  # type: ignore[misc]  # as above
+                    partial(self._answers, each),
                     limit_s=30,
                     log="containerd",
                 )
@@ -424,9 +422,7 @@ class LocalCluster:
         yield
         self.progress(f"{time.monotonic() - began_s:5.1f} s  {what}")
 
-    def until(
-        self, what: str, holds: Callable[[], bool], *, limit_s: float, log: str
-    ) -> None:
+    def until(self, what: str, holds: Callable[[], bool], *, limit_s: float, log: str) -> None:
         """Wait for a fact.
 
         Raises:
@@ -477,8 +473,3 @@ def last_lines(path: Path, count: int = 10) -> str:
     except OSError:
         return "  (no log)"
     return "\n".join(f"  {line}" for line in lines[-count:])
-
-
-def python() -> str:
-    """Return the interpreter that runs podsnap's own programs: this one, with its packages."""
-    return sys.executable

@@ -165,9 +165,7 @@ class Machine:
         )
         with open(descriptor, "w", encoding="utf-8") as file:
             json.dump(settings, file)
-        lock = os.open(
-            self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
+        lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         log = os.open(
             self._supervisor_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
         )

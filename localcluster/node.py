@@ -178,6 +178,7 @@ disabled_plugins = [{disabled}]
   [{cri}.cni]
     bin_dirs = [{bin_dirs}]
     conf_dir = '{self.directory / "cni.d"}'
+    use_internal_loopback = true
 """
 
     def _cni_json(self) -> str:

@@ -7,13 +7,16 @@ token's file, not a copy.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import requests
 
 from localcluster import control_plane
+from localcluster.control_plane import ENVIRONMENT
 from localcluster.machine import Component
+from localcluster.node import CONTAINERD_SOCKET, METRICS_PORT
 from localcluster.toolchain import REPOSITORY
 from schemas import names
 
@@ -45,7 +48,7 @@ def start(cluster: "LocalCluster", api: "ApiServer") -> None:
     for kind in kinds:
         cluster.until(
             f"{kind} served",
-            lambda kind=kind: api.crd_is_established(kind),  # type: ignore[misc]  # mypy sees no default's type
+            partial(api.crd_is_established, kind),
             limit_s=30,
             log="kube-apiserver",
         )
@@ -65,7 +68,47 @@ def start(cluster: "LocalCluster", api: "ApiServer") -> None:
     for name, address in addresses.items():
         cluster.until(
             f"{name} ready",
-            lambda address=address: _is_ready(address),  # type: ignore[misc]  # as above
+            partial(_is_ready, address),
             limit_s=60,
             log=name,
         )
+
+
+def _program(name: str, argv: tuple[str, ...], *, after_socket: str = "") -> Component:
+    return Component(
+        name=name, argv=(sys.executable, *argv), env=ENVIRONMENT, after_socket=after_socket
+    )
+
+
+def _controller(cluster: "LocalCluster", api: "ApiServer") -> Component:
+    kubeconfig = _identity(cluster, api, names.CONTROLLER_SERVICE_ACCOUNT)
+    flags = (
+        f"--kubeconfig={kubeconfig}",
+        f"--bucket-root={cluster.buckets}",
+        f"--metrics-address={cluster.network.control}:{control_plane.METRICS_PORT}",
+        f"--cluster-id={cluster.id}",
+    )
+    return _program("controller", ("-m", "reconciler.command_line", "controller", *flags))
+
+
+def _identity(cluster: "LocalCluster", api: "ApiServer", account: str) -> Path:
+    """Return the kubeconfig of a service account, with a new token."""
+    from localcluster.cluster import ClusterError
+
+    try:
+        token = api.token(names.SYSTEM_NAMESPACE, account, valid_s=_TOKEN_VALID_S)
+    except requests.RequestException as error:
+        raise ClusterError(
+            f"no token for the service account {names.SYSTEM_NAMESPACE}/{account} ({error}); "
+            "it should come from deploy/*.yaml: is that folder complete?"
+        ) from error
+    server = cluster.control_plane.server
+    return cluster.authority.token_kubeconfig(account, server=server, token=token)
+
+
+def _is_ready(address: str) -> bool:
+    try:
+        answer = requests.get(f"http://{address}/readyz", timeout=_PROBE_LIMIT_S)
+    except requests.RequestException:
+        return False
+    return answer.status_code == requests.codes.ok

@@ -30,14 +30,15 @@ BUILD_LIMIT_S = 3600
 QUESTION_LIMIT_S = 30
 TAIL_LINES = 15
 CAP_SYS_RESOURCE = 24
+# Part of every key: raise it when the way of building changes, the pins alone do not tell.
+BUILD_FORM = "1"
 
 # The shim lowers its OOM score and takes a refusal for fatal; without CAP_SYS_RESOURCE the kernel
 # always refuses. The kubelet and runc treat the same refusal as harmless.
 SHIM_FILE = "vendor/gvisor.dev/gvisor/pkg/shim/v1/manager.go"
 SHIM_LINE = "if err := sys.SetOOMScore(cmd.Process.Pid, oomScoreMax); err != nil {"
 SHIM_PATCHED = (
-    "if err := sys.SetOOMScore(cmd.Process.Pid, oomScoreMax); "
-    "err != nil && !os.IsPermission(err) {"
+    "if err := sys.SetOOMScore(cmd.Process.Pid, oomScoreMax); err != nil && !os.IsPermission(err) {"
 )
 
 
@@ -161,7 +162,7 @@ class Toolchain:
         digest = hashlib.sha256()
         for file in ("go.mod", "go.sum"):
             digest.update((self.tools / binary.module / file).read_bytes())
-        for part in (self.go_version(), self._variant(binary), linker_flags_key(binary)):
+        for part in (self.go_version(), self._variant(binary), BUILD_FORM):
             digest.update(b"\0" + part.encode())
         return digest.hexdigest()[:16]
 
@@ -254,11 +255,6 @@ class Toolchain:
         if binary.name not in self._installed:
             self._installed[binary.name] = _installed(binary)
         return self._installed[binary.name]
-
-
-def linker_flags_key(binary: Binary) -> str:
-    """Return what of the build's form is not in go.mod; raise the number when the form changes."""
-    return f"{binary.package} form 1"
 
 
 def good_enough(version: str, floor: str) -> bool:

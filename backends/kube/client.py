@@ -95,7 +95,7 @@ class KubeClient:
                 return items, metadata.get("resourceVersion", "")
             params["continue"] = metadata["continue"]
 
-    def watch(  # noqa: PLR0913 - the parameters of a watch
+    def watch(
         self,
         resource: Resource,
         *,
@@ -157,8 +157,9 @@ class KubeClient:
         subresource: str = "",
         force: bool = False,
     ) -> dict[str, Any]:
-        """Apply on the server side; what an earlier apply of this manager set and this one
-        leaves out is removed.
+        """Apply on the server side.
+
+        What an earlier apply of this manager set and this one leaves out is removed.
 
         Raises:
             Conflict: another manager has a field (without ``force``), or ``metadata.uid`` or

@@ -3,8 +3,8 @@
 
 An object is one file at its own name, so that a person can look at it; generation, checksum and
 metadata are extended attributes of that file. It is written elsewhere, made durable and then linked
-into place: creation is atomic, whole, and fails if the name is taken. Overwrites and deletes compare
-the generation under a lock that dies with its process.
+into place: creation is atomic, whole, and fails if the name is taken. Overwrites and deletes
+compare the generation under a lock that dies with its process.
 """
 
 import base64
