@@ -7,6 +7,7 @@ The trap is prose: a page that people write and that holds one generated part ke
 outside the two markers.
 """
 
+import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -61,9 +62,11 @@ def states() -> str:
     """Draw the transitions, and list them all."""
     lines = ["```mermaid", "stateDiagram-v2", "    direction LR"]
     for origin, targets in TRANSITIONS.items():
-        for target in State:
-            if target in targets and not _is_jump(origin, target):
-                lines.append(f"    {origin or '[*]'} --> {target}")
+        lines += [
+            f"    {origin or '[*]'} --> {target}"
+            for target in State
+            if target in targets and not _is_jump(origin, target)
+        ]
     lines += [f"    {s} --> [*]" for s, targets in TRANSITIONS.items() if s and not targets]
     lines += ["```", ""]
     rows = [
@@ -120,7 +123,7 @@ def crds() -> str:
     ]
     for _, text in crd_texts():
         parts.append(_kind(yaml.safe_load(text)["spec"]))
-    return "\n\n".join(parts)
+    return "\n\n".join(parts) + "\n"
 
 
 def _kind(spec: Mapping[str, Any]) -> str:
@@ -143,7 +146,7 @@ def _kind(spec: Mapping[str, Any]) -> str:
         for row in _fields(name, child, required=name in schema.get("required", ()))
     ]
     header = ["field", "type", "rules", "meaning"]
-    return f"## {names['kind']}\n\n" + "\n".join(facts) + f"\n\n{table(header, rows)}"
+    return f"## {names['kind']}\n\n" + "\n".join(facts) + f"\n\n{table(header, rows).rstrip()}"
 
 
 def _fields(path: str, schema: Mapping[str, Any], *, required: bool) -> Iterator[list[str]]:
@@ -156,7 +159,7 @@ def _fields(path: str, schema: Mapping[str, Any], *, required: bool) -> Iterator
     elif isinstance(values, dict):
         shown, kind = f"{path}{{}}", f"map of {values.get('type', 'any')}"
     inner = items or (values if isinstance(values, dict) else None) or schema
-    if _CONDITION_FIELDS <= inner.get("properties", {}).keys():
+    if inner.get("properties", {}).keys() >= _CONDITION_FIELDS:
         yield [f"`{shown}`", "list of conditions", "", "Kubernetes conditions, one per type."]
         return
     rules = _rules(schema, required=required)
@@ -172,8 +175,8 @@ def _rules(schema: Mapping[str, Any], *, required: bool) -> list[str]:
     rules = ["required"] if required else []
     if "enum" in schema:
         rules.append("one of " + ", ".join(f"`{value}`" for value in schema["enum"]))
-    if "default" in schema:
-        rules.append(f"default `{schema['default']}`")
+    if schema.get("default") not in (None, ""):
+        rules.append(f"default `{json.dumps(schema['default']).strip(chr(34))}`")
     if "pattern" in schema:
         rules.append(f"pattern `{schema['pattern']}`")
     for key, words in (
@@ -238,7 +241,9 @@ def _spelling(option: click.Option) -> str:
 
 def _default(option: click.Option) -> str:
     known = option.to_info_dict()["default"]
-    return "" if known in (None, False) or option.is_flag else f"`{known}`"
+    if option.secondary_opts:
+        return f"`{(option.opts if known else option.secondary_opts)[0]}`"
+    return "" if known is None or option.is_flag else f"`{known}`"
 
 
 def _prose(text: str) -> str:

@@ -35,7 +35,7 @@ class ApiServer:
             answer = self._session.get(f"{self.server}/readyz", timeout=_LIMIT_S)
         except requests.RequestException:
             return False
-        return answer.status_code == requests.codes.ok
+        return answer.ok
 
     def get(self, path: str) -> dict[str, Any] | None:
         """Return an object, ``None`` if it is not there yet."""
@@ -43,7 +43,7 @@ class ApiServer:
             answer = self._session.get(f"{self.server}{path}", timeout=_LIMIT_S)
         except requests.RequestException:
             return None
-        if answer.status_code != requests.codes.ok:
+        if not answer.ok:
             return None
         found: dict[str, Any] = answer.json()
         return found

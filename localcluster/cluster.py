@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from localcluster import cgroups, control_plane, network, node, preflight, programs
+from localcluster import cgroups, control_plane, network, preflight, programs
 from localcluster.api_server import ApiServer
 from localcluster.certificates import Authority, write_private
 from localcluster.control_plane import ControlPlane

@@ -156,6 +156,22 @@ def load(name: str, archive: Path) -> None:
         _cluster(name).load(archive)
 
 
+@local.command()
+@_NAME
+@click.argument("component")
+def restart(name: str, component: str) -> None:
+    """Stop a component and start it again as it was."""
+    with _plain_errors():
+        cluster = _cluster(name)
+        for found in cluster.status():
+            if found.name == component:
+                running = cluster.component(found.machine, component)
+                running.stop()
+                running.start()
+                return
+    raise click.ClickException(f"no component {component!r} runs; see: podsnap local status")
+
+
 @local.command("exec", context_settings={"ignore_unknown_options": True})
 @_NAME
 @click.argument("machine")

@@ -11,6 +11,7 @@ before the command line was read.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import select
@@ -55,12 +56,17 @@ class ComponentStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Component:
-    """What a supervisor is to run; ``after_socket`` is waited for before each start."""
+    """What a supervisor is to run.
+
+    ``after_socket`` is waited for before each start. ``config`` are the files it reads at its
+    start: a change in one makes it another component, so ``ensure`` starts it again.
+    """
 
     name: str
     argv: tuple[str, ...]
     env: dict[str, str]
     after_socket: str = ""
+    config: tuple[Path, ...] = ()
 
     def description(self) -> dict[str, Any]:
         """Return the form the supervisor keeps."""
@@ -69,7 +75,14 @@ class Component:
             "argv": list(self.argv),
             "env": self.env,
             "after_socket": self.after_socket,
+            "config_digest": self._config_digest(),
         }
+
+    def _config_digest(self) -> str:
+        digest = hashlib.sha256()
+        for path in self.config:
+            digest.update(path.read_bytes())
+        return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +221,8 @@ class Machine:
 
     def _supervisor_pids(self) -> list[int]:
         """Return the host's process ids of supervisors of this machine: one, or none."""
-        return [p for p in map(int, filter(str.isdigit, os.listdir("/proc"))) if self._is_ours(p)]
+        numbers = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+        return [number for number in numbers if self._is_ours(number)]
 
     def _is_ours(self, pid: int) -> bool:
         settings = os.fsencode(self._settings_path)

@@ -243,7 +243,12 @@ disabled_plugins = [{disabled}]
         argv = (str(binary), f"--config={self.directory / 'containerd.toml'}")
         shim = self.toolchain.path("containerd-shim-runsc-v1").parent
         path = f"{shim}:{binary.parent}:{SYSTEM_PATH}"
-        return Component(name="containerd", argv=argv, env={**ENVIRONMENT, "PATH": path})
+        return Component(
+            name="containerd",
+            argv=argv,
+            env={**ENVIRONMENT, "PATH": path},
+            config=(self.directory / "containerd.toml",),
+        )
 
     def kubelet(self) -> Component:
         """Return the kubelet."""
@@ -257,7 +262,11 @@ disabled_plugins = [{disabled}]
             "--v=2",
         )
         return Component(
-            name="kubelet", argv=argv, env=ENVIRONMENT, after_socket=str(CONTAINERD_SOCKET)
+            name="kubelet",
+            argv=argv,
+            env=ENVIRONMENT,
+            after_socket=str(CONTAINERD_SOCKET),
+            config=(self.directory / "kubelet.json",),
         )
 
     def write_agent_settings(self, *, kubeconfig: Path, buckets: Path, cluster_id: str) -> None:

@@ -60,8 +60,18 @@ def start(cluster: "LocalCluster", api: "ApiServer") -> None:
             buckets=cluster.buckets,
             cluster_id=cluster.id,
         )
-        argv = ("-m", "nodeexec.command_line", "agent", f"--settings={node.agent_settings}")
-        machine.ensure(_program("agent", argv, after_socket=str(CONTAINERD_SOCKET)))
+        machine.ensure(
+            Component(
+                name="agent",
+                argv=(
+                    *(sys.executable, "-m", "nodeexec.command_line", "agent"),
+                    f"--settings={node.agent_settings}",
+                ),
+                env=ENVIRONMENT,
+                after_socket=str(CONTAINERD_SOCKET),
+                config=(node.agent_settings,),
+            )
+        )
     addresses = {"controller": f"{cluster.network.control}:{control_plane.METRICS_PORT}"}
     for node in cluster.nodes:
         addresses["agent"] = f"{node.address}:{METRICS_PORT}"
@@ -74,12 +84,6 @@ def start(cluster: "LocalCluster", api: "ApiServer") -> None:
         )
 
 
-def _program(name: str, argv: tuple[str, ...], *, after_socket: str = "") -> Component:
-    return Component(
-        name=name, argv=(sys.executable, *argv), env=ENVIRONMENT, after_socket=after_socket
-    )
-
-
 def _controller(cluster: "LocalCluster", api: "ApiServer") -> Component:
     kubeconfig = _identity(cluster, api, names.CONTROLLER_SERVICE_ACCOUNT)
     flags = (
@@ -88,7 +92,8 @@ def _controller(cluster: "LocalCluster", api: "ApiServer") -> Component:
         f"--metrics-address={cluster.network.control}:{control_plane.METRICS_PORT}",
         f"--cluster-id={cluster.id}",
     )
-    return _program("controller", ("-m", "reconciler.command_line", "controller", *flags))
+    program = (sys.executable, "-m", "reconciler.command_line", "controller")
+    return Component(name="controller", argv=(*program, *flags), env=ENVIRONMENT)
 
 
 def _identity(cluster: "LocalCluster", api: "ApiServer", account: str) -> Path:
@@ -111,4 +116,4 @@ def _is_ready(address: str) -> bool:
         answer = requests.get(f"http://{address}/readyz", timeout=_PROBE_LIMIT_S)
     except requests.RequestException:
         return False
-    return answer.status_code == requests.codes.ok
+    return answer.ok

@@ -171,11 +171,12 @@ class Supervisor:
         while True:
             self.reap()
             self.start_due()
-            ready = select.select([self.listener, read_end], [], [], self.wait_s())[0]
+            listening = self.listener.fileno()
+            ready = select.select([listening, read_end], [], [], self.wait_s())[0]
             if read_end in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(read_end, 4096)
-            if self.listener in ready:
+            if listening in ready:
                 connection, _ = self.listener.accept()
                 with connection:
                     self.serve(connection)
@@ -264,7 +265,7 @@ class Supervisor:
 
 
 def tool(*argv: str, text: str = "") -> None:
-    """Run a program of the base system; its failure ends the machine, with the reason in the log."""
+    """Run a program of the base system; its failure ends the machine, the reason is in the log."""
     done = subprocess.run(argv, input=text, text=True, capture_output=True, check=False, timeout=30)
     if done.returncode:
         say(f"{' '.join(argv)} failed ({done.returncode}): {done.stderr.strip()}")

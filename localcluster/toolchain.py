@@ -228,8 +228,8 @@ class Toolchain:
     def _patched_source(self, scratch: Path, module: Path, log: Path) -> Path:
         copy = scratch / "module"
         copy.mkdir()
-        for file in ("go.mod", "go.sum"):
-            shutil.copy(module / file, copy)
+        for name in ("go.mod", "go.sum"):
+            shutil.copy(module / name, copy)
         _run(["go", "mod", "vendor"], cwd=copy, log=log)
         file = copy / SHIM_FILE
         text = file.read_text(encoding="utf-8")

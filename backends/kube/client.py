@@ -12,6 +12,8 @@ from typing import Any, Final
 from backends.kube.transport import DEFAULT_LIMIT_S, Stream, Transport
 
 _PAGE: Final = "500"
+# A healthy server sends a bookmark every minute.
+_SILENCE_LIMIT_S: Final = 150.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ class KubeClient:
             "timeoutSeconds": str(duration_s),
         }
         return self._transport.stream(
-            resource.path(namespace=namespace), params=params, read_timeout_s=duration_s + 15
+            resource.path(namespace=namespace), params=params, read_timeout_s=_SILENCE_LIMIT_S
         )
 
     def create(
@@ -133,7 +135,12 @@ class KubeClient:
         )
 
     def replace(
-        self, resource: Resource, body: Mapping[str, Any], *, field_manager: str
+        self,
+        resource: Resource,
+        body: Mapping[str, Any],
+        *,
+        field_manager: str,
+        timeout_s: float = DEFAULT_LIMIT_S,
     ) -> dict[str, Any]:
         """Replace an object; its resourceVersion is the precondition.
 
@@ -146,6 +153,7 @@ class KubeClient:
             resource.path(namespace=metadata.get("namespace"), name=metadata["name"]),
             params={"fieldManager": field_manager},
             body=body,
+            timeout_s=timeout_s,
         )
 
     def apply(

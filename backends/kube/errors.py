@@ -87,11 +87,13 @@ def from_status(
     """Build the exception for an answer; ``status`` may be empty if the body was none."""
     reason = str(status.get("reason") or "")
     kind = ServerUnavailable if code >= _SERVER_ERROR else _BY_CODE.get(code, ApiError)
+    details = status.get("details") or {}
     if reason == "AlreadyExists":
         kind = AlreadyExists
+    if any(cause.get("field") == "metadata.uid" for cause in details.get("causes") or ()):
+        kind = Conflict  # an apply for an object that was deleted and made anew: 422, not 409
     if reason == "Expired":
         kind = Gone
-    details = status.get("details") or {}
     seconds = details.get("retryAfterSeconds")
     return kind(
         str(status.get("message") or f"HTTP {code}"),

@@ -88,14 +88,17 @@ class LeaderElection:
         renewed_s = self._clock.monotonic_s()
         # Renewing well before the deadline, but not as often as one competes.
         while not self._clock.wait(self._stopped, self._renew_deadline_s / 2):
+            # Counted from before the request: the server may have taken it long before it answers.
+            asked_s = self._clock.monotonic_s()
             if self._try():
-                renewed_s = self._clock.monotonic_s()
+                renewed_s = asked_s
                 continue
             while self._clock.monotonic_s() - renewed_s < self._renew_deadline_s:
                 if self._clock.wait(self._stopped, self._retry_period_s / 2):
                     return
+                asked_s = self._clock.monotonic_s()
                 if self._try():
-                    renewed_s = self._clock.monotonic_s()
+                    renewed_s = asked_s
                     break
             else:
                 self._leading.clear()
@@ -145,7 +148,9 @@ class LeaderElection:
 
     def _replace(self, lease: Mapping[str, Any]) -> bool:
         try:
-            self._client.replace(LEASES, lease, field_manager=self._identity)
+            self._client.replace(
+                LEASES, lease, field_manager=self._identity, timeout_s=self._retry_period_s
+            )
         except Conflict:
             return False
         except ApiError as error:

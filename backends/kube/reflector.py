@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 _FIRST_BACKOFF_S = 0.1
 _LAST_BACKOFF_S = 15.0
+_HEALTHY_S = 5.0
 
 
 class Store(Generic[T]):
@@ -69,6 +70,12 @@ class Store(Generic[T]):
                 return None
             self._keys.pop(old[0], None)
             return old[1]
+
+    def uid_of(self, key: tuple[str, str]) -> str | None:
+        """Return the UID under a name."""
+        with self._lock:
+            found = self._values.get(key)
+            return found[0] if found else None
 
     def keys(self) -> set[tuple[str, str]]:
         """Return the names of all objects."""
@@ -128,23 +135,27 @@ class Reflector(Generic[T]):
         return _monotonic_s() - self._contact_s
 
     def _run(self) -> None:
-        failures = 0
+        short_lives = 0
         while not self._stopped.is_set():
+            began_s = _monotonic_s()
+            why, patience_s = "it ended", None
             try:
                 if not self._version:
                     self._list()
                 self._watch()
-                failures = 0
-            except Gone:
-                self._version = ""  # list again, at once
+            except Gone as error:
+                self._version, why = "", str(error)
             except ApiError as error:
-                if self._stopped.is_set():
-                    return
-                failures += 1
-                delay_s = min(_FIRST_BACKOFF_S * 2.0**failures, _LAST_BACKOFF_S)
-                delay_s *= random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret
-                log.info("watching %s: %s; again in %.1f s", self._resource.plural, error, delay_s)
-                self._stopped.wait(error.retry_after_s or delay_s)
+                why, patience_s = str(error), error.retry_after_s
+            # A watch that lived for a while is opened again at once; one that does not, ever later.
+            if _monotonic_s() - began_s > _HEALTHY_S:
+                short_lives = 0
+                continue
+            delay_s = min(_FIRST_BACKOFF_S * 2.0**short_lives, _LAST_BACKOFF_S)
+            delay_s *= random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret
+            short_lives += 1
+            if not self._stopped.wait(patience_s or delay_s):
+                log.info("watching %s again: %s", self._resource.plural, why)
 
     def _list(self) -> None:
         items, version = self._client.list(
@@ -194,7 +205,10 @@ class Reflector(Generic[T]):
             # The schema should have kept it out; one such object must not blind us for the rest.
             log.warning("%s %s cannot be read: %r", self._resource.kind, _key(obj), error)
             return
-        old = self.store.put(_key(obj), obj["metadata"]["uid"], value)
+        key, uid = _key(obj), obj["metadata"]["uid"]
+        if self.store.uid_of(key) not in {None, uid}:
+            self._remove(key)  # another object of that name: the old one's end was missed
+        old = self.store.put(key, uid, value)
         if old != value:
             self._tell(old, value)
 

@@ -231,10 +231,15 @@ class _TokenFile:
         self._token = ""
 
     def token(self) -> str | None:
-        changed_ns = self._path.stat().st_mtime_ns
-        if changed_ns != self._read_at_ns:
-            self._token = self._path.read_text(encoding="utf-8").strip()
-            self._read_at_ns = changed_ns
+        try:
+            changed_ns = self._path.stat().st_mtime_ns
+            if changed_ns != self._read_at_ns:
+                self._token = self._path.read_text(encoding="utf-8").strip()
+                self._read_at_ns = changed_ns
+        except OSError as error:
+            raise ServerUnavailable(
+                f"the token in {self._path} cannot be read: {error.strerror}"
+            ) from error
         return self._token
 
 

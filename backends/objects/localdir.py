@@ -2,9 +2,9 @@
 """A directory that behaves as a bucket.
 
 An object is one file at its own name, so that a person can look at it; generation, checksum and
-metadata are extended attributes of that file. It is written elsewhere, made durable and then linked
-into place: creation is atomic, whole, and fails if the name is taken. Overwrites and deletes
-compare the generation under a lock that dies with its process.
+metadata are extended attributes of that file. It is written elsewhere, made durable and renamed into
+place, under a lock that dies with its process: an object is there whole or not at all, and every
+write and delete has compared the generation.
 """
 
 import base64
@@ -16,6 +16,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -106,6 +107,7 @@ class LocalDirStore:
             finally:
                 os.close(target)
             if base64.b64encode(checksum.digest()).decode() != info.crc32c:
+                path.unlink()
                 raise IntegrityError(f"{name} does not have the checksum it was stored with")
             return info
 
@@ -113,6 +115,7 @@ class LocalDirStore:
         """Yield the objects below a prefix, in name order."""
         with self._errors(prefix):
             self._require_bucket()
+            self._path(f"{prefix}x")  # a prefix is the beginning of a name, and bound as one
             # Only the folder that the prefix names is walked.
             folder = self._root / prefix.rpartition("/")[0]
             for directory, folders, files in os.walk(folder):
@@ -134,6 +137,7 @@ class LocalDirStore:
             if info.generation != if_generation_match:
                 raise PreconditionFailed(f"{name} has generation {info.generation} by now")
             path.unlink()
+            _sync_directory(path.parent)
             self._prune(path.parent)
 
     def check_writable(self) -> None:
@@ -169,40 +173,43 @@ class LocalDirStore:
                 _write_all(descriptor, block)
             info = ObjectInfo(
                 name=name,
-                generation=time.time_ns() // 1000,
+                generation=0,
                 size_bytes=size_bytes,
                 crc32c=base64.b64encode(checksum.digest()).decode(),
                 metadata=dict(metadata),
             )
             os.fsync(descriptor)
-            with self._locked():
-                info = self._place(info, temporary, target, if_generation_match)
+            with self._locked() as lock:
+                info = replace(info, generation=_next_generation(lock))
+                self._place(info, descriptor, temporary, target, if_generation_match)
         finally:
             os.close(descriptor)
             temporary.unlink(missing_ok=True)
         return info
 
     def _place(
-        self, info: ObjectInfo, temporary: Path, target: Path, if_generation_match: int
-    ) -> ObjectInfo:
+        self,
+        info: ObjectInfo,
+        descriptor: int,
+        temporary: Path,
+        target: Path,
+        if_generation_match: int,
+    ) -> None:
         present = self._info(info.name, target)
         found = present.generation if present else 0
         if found != if_generation_match:
             raise PreconditionFailed(f"{info.name} has generation {found} by now")
-        generation = max(info.generation, found + 1)
         attribute = {
-            "generation": generation,
+            "generation": info.generation,
             "crc32c": info.crc32c,
             "metadata": dict(info.metadata),
         }
-        os.setxattr(temporary, _ATTRIBUTE, json.dumps(attribute).encode())
+        os.setxattr(descriptor, _ATTRIBUTE, json.dumps(attribute).encode())
+        os.fsync(descriptor)  # the name must not outlive the attributes
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if found:
-            temporary.rename(target)
-        else:
-            target.hardlink_to(temporary)
-        _sync_directory(target.parent)
-        return ObjectInfo(info.name, generation, info.size_bytes, info.crc32c, info.metadata)
+        temporary.rename(target)
+        for folder in target.relative_to(self._root).parents:
+            _sync_directory(self._root / folder)
 
     def _info(self, name: str, path: Path) -> ObjectInfo | None:
         try:
@@ -269,12 +276,12 @@ class LocalDirStore:
             )
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[int]:
         self._lock_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
+            yield descriptor
         finally:
             os.close(descriptor)
 
@@ -294,6 +301,14 @@ class LocalDirStore:
 
 
 _TEMPORARY_LIMIT_S: Final = 3600.0
+
+
+def _next_generation(lock: int) -> int:
+    """Return a number above every earlier one of the bucket; the lock's file remembers it."""
+    text = os.pread(lock, 64, 0)
+    generation = max(time.time_ns() // 1000, int(text or b"0") + 1)
+    os.pwrite(lock, b"%d" % generation, 0)
+    return generation
 
 
 def _read_info(name: str, descriptor: int) -> ObjectInfo:
