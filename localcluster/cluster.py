@@ -39,6 +39,7 @@ DEFAULT_NAME = "local"
 COMMAND_LIMIT_S = 60.0
 _POLL_S = 0.02
 _LOCK_LIMIT_S = 300.0
+_TELL_EVERY_S = 5.0
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 
 
@@ -429,9 +430,14 @@ class LocalCluster:
             ClusterError: it did not come about; with the log to read.
         """
         with self.step(what):
-            deadline_s = time.monotonic() + limit_s
+            began_s = time.monotonic()
+            told_s = 0.0
             while not holds():
-                if time.monotonic() > deadline_s:
+                waited_s = time.monotonic() - began_s
+                if waited_s > told_s + _TELL_EVERY_S:
+                    told_s = waited_s
+                    self.progress(f"{waited_s:5.1f} s  still waiting for: {what}")
+                if waited_s > limit_s:
                     path = self.logs / f"{log}.log"
                     raise ClusterError(
                         f"waited {limit_s:.0f} s in vain for: {what}; the reason should be at the "

@@ -44,14 +44,13 @@ def start(cluster: "LocalCluster", api: "ApiServer") -> None:
         files = [argument for path in manifests() for argument in ("-f", str(path))]
         flags = ("--server-side", "--force-conflicts", "--field-manager=podsnap-local")
         cluster.kubectl("apply", *flags, *files)
-    kinds = sorted(p.stem for p in (REPOSITORY / "schemas" / "crds").glob("*.yaml"))
-    for kind in kinds:
-        cluster.until(
-            f"{kind} served",
-            partial(api.crd_is_established, kind),
-            limit_s=30,
-            log="kube-apiserver",
-        )
+    kinds = [path.stem for path in (REPOSITORY / "schemas" / "crds").glob("*.yaml")]
+    cluster.until(
+        "podsnap's kinds served",
+        lambda: all(api.crd_is_established(kind) for kind in kinds),
+        limit_s=30,
+        log="kube-apiserver",
+    )
     control, *workers = cluster.machines()
     control.ensure(_controller(cluster, api))
     for node, machine in zip(cluster.nodes, workers, strict=True):

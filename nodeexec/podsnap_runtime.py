@@ -120,7 +120,8 @@ def store(path: str, tree: "Any") -> None:
     temporary = f"{path}.{os.getpid()}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with open(descriptor, "w", encoding="utf-8") as file:
-        json.dump(tree, file)
+        # Compact like containerd's own: the marks above are looked for in the bytes.
+        json.dump(tree, file, separators=(",", ":"))
     os.rename(temporary, path)
 
 

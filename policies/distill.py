@@ -124,18 +124,22 @@ def _fields(pod: Pod) -> Iterator[tuple[str, Any]]:
 def _container(path: str, position: int, container: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield f"{path}.position", position
     yield from _present(path, container, _CONTAINER_FIELDS)
-    ports = [dict(_present("", p, _PORT_FIELDS)) for p in container.get("ports") or ()]
+    ports = [_picked(p, _PORT_FIELDS) for p in container.get("ports") or ()]
     if ports:
         yield f"{path}.ports", ports
     mounts = [
-        dict(_present("", {**m, "name": _volume_name(m["name"])}, _MOUNT_FIELDS))
+        _picked({**m, "name": _volume_name(m["name"])}, _MOUNT_FIELDS)
         for m in container.get("volumeMounts") or ()
     ]
     if mounts:
-        yield f"{path}.volumeMounts", sorted(mounts, key=lambda m: str(m[".mountPath"]))
+        yield f"{path}.volumeMounts", sorted(mounts, key=lambda m: str(m["mountPath"]))
     devices = [d["name"] for d in container.get("volumeDevices") or ()]
     if devices:
         yield f"{path}.volumeDevices", devices
+
+
+def _picked(tree: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {path.removeprefix("."): value for path, value in _present("", tree, names)}
 
 
 def _present(

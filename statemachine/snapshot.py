@@ -251,6 +251,8 @@ def extend_story(snapshot: Snapshot, outcome: Step, *, now: str) -> tuple[StoryE
         return story
     seen = {e.state for e in story}
     passed: list[StoryEntry] = []
+    if not story and outcome.state is not State.PENDING:
+        passed.append(StoryEntry(State.PENDING, snapshot.metadata.creation_timestamp))
     capture = snapshot.capture
     if capture is not None:
         for state, at in (

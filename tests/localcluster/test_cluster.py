@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real cluster: up, a gVisor Pod, crashes, down, nothing left."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from localcluster import images
+from localcluster.cluster import ClusterError, LocalCluster
+from localcluster.toolchain import REPOSITORY, default_cache
+
+pytestmark = pytest.mark.cluster
+Eventually = Callable[[Callable[[], bool], str], None]
+
+POD = {
+    "apiVersion": "v1",
+    "kind": "Pod",
+    "metadata": {"name": "counter"},
+    "spec": {
+        "runtimeClassName": "gvisor",
+        "terminationGracePeriodSeconds": 1,
+        "containers": [
+            {
+                "name": "app",
+                "image": "podsnap.local/counter:1",
+                "imagePullPolicy": "Never",
+                "readinessProbe": {"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 1},
+            }
+        ],
+    },
+}
+
+
+def traces(cluster: LocalCluster) -> dict[str, list[str]]:
+    """Return everything on the host that bears the marks of this cluster."""
+    net = cluster.network
+    state = str(cluster.state_dir)
+    links = json.loads(subprocess.check_output(["ip", "-json", "link"], text=True))
+    routes = json.loads(subprocess.check_output(["ip", "-json", "route"], text=True))
+    ours = {net.bridge, *(machine.link.veth for machine in cluster.machines())}
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    groups = Path("/sys/fs/cgroup").glob(f"**/podsnap-{cluster.name}")
+    processes = subprocess.check_output(["ps", "-eo", "args="], text=True).splitlines()
+    return {
+        "links": [row["ifname"] for row in links if row["ifname"] in ours],
+        "routes": [row["dst"] for row in routes if row["dst"].startswith(str(net.block)[:-6])],
+        "mounts": [line for line in mounts if state in line],
+        "control groups": [str(path) for path in groups],
+        "processes": [line for line in processes if state in line],
+        "state": [state] if cluster.state_dir.exists() else [],
+    }
+
+
+def nothing() -> dict[str, list[str]]:
+    """Return what ``traces`` says of a cluster that is not there."""
+    kinds = ("links", "routes", "mounts", "control groups", "processes", "state")
+    return {kind: [] for kind in kinds}
+
+
+def start_pod(cluster: LocalCluster) -> None:
+    """Have the example Pod Ready."""
+    recipe = REPOSITORY / "examples" / "counter"
+    image = images.build_image(recipe, cache=default_cache(), progress=lambda _line: None)
+    cluster.load(image.archive)
+    cluster.kubectl("apply", "-f", "-", text=json.dumps(POD))
+    cluster.kubectl("wait", "--for=condition=Ready", "pod/counter", "--timeout=30s")
+
+
+def test_a_gvisor_pod_runs_answers_and_leaves_nothing_after_down(cluster: LocalCluster) -> None:
+    """The life of a cluster as a user sees it."""
+    cluster.up(with_programs=False)
+    start_pod(cluster)
+    assert "count" in cluster.kubectl("logs", "counter")
+    version = cluster.kubectl("exec", "counter", "--", "/bin/cat", "/proc/version")
+    assert "gvisor" in version
+    cluster.kubectl("delete", "pod", "counter", "--wait", "--timeout=30s")
+    cluster.down()
+    assert traces(cluster) == nothing()
+    cluster.down()
+    assert traces(cluster) == nothing()
+
+
+def test_a_second_up_changes_nothing_and_is_quick(cluster: LocalCluster) -> None:
+    """When all is up, `up` is a check."""
+    cluster.up(with_programs=False)
+    before = {(s.machine, s.name, s.pid) for s in cluster.status()}
+    began_s = time.monotonic()
+    cluster.up(with_programs=False)
+    assert time.monotonic() - began_s < 1.5
+    assert {(s.machine, s.name, s.pid) for s in cluster.status()} == before
+
+
+@pytest.mark.parametrize("machine", ["control-plane", "node1"])
+def test_up_after_a_killed_supervisor_brings_the_pods_back(
+    cluster: LocalCluster, machine: str, eventually: Eventually
+) -> None:
+    """A lost machine is started anew, what etcd held is still there, and Pods run again."""
+    cluster.up(with_programs=False)
+    start_pod(cluster)
+    os.kill(cluster.machine(machine).pid(), signal.SIGKILL)
+    eventually(lambda: not cluster.machine(machine).is_alive(), "the machine is gone")
+    cluster.up(with_programs=False)
+
+    def answers() -> bool:
+        with contextlib.suppress(ClusterError):
+            return "gvisor" in cluster.kubectl("exec", "counter", "--", "/bin/cat", "/proc/version")
+        return False
+
+    eventually(answers, "the Pod runs again")
+
+
+@pytest.mark.parametrize("after_line", ["machines", "containerd", "API server"])
+def test_up_converges_after_it_was_killed(cluster: LocalCluster, after_line: str) -> None:
+    """Killed at any step, the next `up` goes on, and `down` removes all."""
+    script = (
+        "import sys; from pathlib import Path; from localcluster.cluster import LocalCluster\n"
+        "def tell(line): print(line, flush=True)\n"
+        "LocalCluster(sys.argv[1], root=Path(sys.argv[2]), progress=tell).up(with_programs=False)"
+    )
+    argv = [sys.executable, "-c", script, cluster.name, str(cluster.root)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as first:
+        assert first.stdout is not None
+        for line in first.stdout:
+            if after_line in line:
+                first.kill()
+                break
+    cluster.up(with_programs=False)
+    with contextlib.closing(cluster.api()) as api:
+        assert api.node_is_ready("node1")
+    cluster.down()
+    assert traces(cluster) == nothing()
+
+
+def test_down_finds_the_machines_of_a_cluster_whose_state_was_deleted(
+    cluster: LocalCluster,
+) -> None:
+    """Somebody removed the directory by hand: the processes are still found and ended."""
+    cluster.up(with_programs=False)
+    subprocess.run(["rm", "-rf", str(cluster.state_dir)], check=True, timeout=30)
+    cluster.down()
+    assert traces(cluster) == nothing()
