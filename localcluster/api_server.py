@@ -6,6 +6,7 @@ identities. The trap: right after its start the server refuses connections, then
 404 for what it will have in a moment; here all of that means "not yet".
 """
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +82,22 @@ class ApiServer:
         answer.raise_for_status()
         return str(answer.json()["status"]["token"])
 
-    def node_is_ready(self, name: str) -> bool:
-        """Tell whether a node's condition Ready is True."""
-        return _condition(self.get(f"/api/v1/nodes/{name}"), "Ready")
+    def node_is_ready(self, name: str, *, since: datetime) -> bool:
+        """Tell whether a node's kubelet has said Ready since a time (to the second).
+
+        After a crash the API still holds what the kubelet said in its last life.
+        """
+        for condition in _conditions(self.get(f"/api/v1/nodes/{name}")):
+            if condition["type"] == "Ready" and condition["status"] == "True":
+                return datetime.fromisoformat(condition["lastHeartbeatTime"]) >= since
+        return False
 
     def crd_is_established(self, name: str) -> bool:
         """Tell whether a custom kind is served."""
         path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"
-        return _condition(self.get(path), "Established")
+        conditions = _conditions(self.get(path))
+        return any(c["type"] == "Established" and c["status"] == "True" for c in conditions)
 
 
-def _condition(tree: dict[str, Any] | None, kind: str) -> bool:
-    conditions = ((tree or {}).get("status") or {}).get("conditions") or []
-    return any(c["type"] == kind and c["status"] == "True" for c in conditions)
+def _conditions(tree: dict[str, Any] | None) -> list[dict[str, Any]]:
+    return ((tree or {}).get("status") or {}).get("conditions") or []

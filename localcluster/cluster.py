@@ -22,6 +22,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -173,6 +174,7 @@ class LocalCluster:
             state_dir=self.state_dir,
             link=net.link(control_plane.NAME, net.control, nodes=len(nodes)),
             binds={"/var/log": self.state_dir / control_plane.NAME / "log"},
+            logs=self.logs,
         )
         return [
             control,
@@ -183,6 +185,8 @@ class LocalCluster:
                     state_dir=self.state_dir,
                     link=net.link(each.name, each.address, nodes=len(nodes)),
                     binds=each.binds,
+                    # Names of components repeat from the second node on.
+                    logs=self.logs if each.number == 1 else self.logs / each.name,
                 )
                 for each in nodes
             ),
@@ -234,7 +238,14 @@ class LocalCluster:
         """
         argv = [str(self.toolchain.path("kubectl")), f"--kubeconfig={self.kubeconfig}", *arguments]
         done = subprocess.run(
-            argv, input=text, capture_output=True, text=True, check=False, timeout=limit_s
+            argv,
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=limit_s,
+            # A proxy cannot reach the cluster's addresses.
+            env={k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")},
         )
         if done.returncode:
             raise ClusterError(f"kubectl {' '.join(arguments)} failed: {done.stderr.strip()}")
@@ -352,7 +363,7 @@ class LocalCluster:
         for each in self.nodes:
             self.until(
                 f"{each.name} Ready",
-                partial(api.node_is_ready, each.name),
+                partial(self._node_is_ready, api, each),
                 limit_s=60,
                 log="kubelet",
             )
@@ -362,6 +373,13 @@ class LocalCluster:
             lambda: api.get(account) is not None,
             limit_s=60,
             log="kube-controller-manager",
+        )
+
+    def _node_is_ready(self, api: ApiServer, each: Node) -> bool:
+        kubelet = self.component(each.name, "kubelet").status()
+        started = datetime.now(UTC) - timedelta(seconds=kubelet.uptime_s)
+        return kubelet.state == "running" and api.node_is_ready(
+            each.name, since=started.replace(microsecond=0)
         )
 
     def _import_pause_image(self) -> None:

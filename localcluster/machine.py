@@ -94,11 +94,7 @@ class Machine:
     state_dir: Path
     link: network.Link
     binds: dict[str, Path]
-
-    @property
-    def logs(self) -> Path:
-        """Where its components' output goes."""
-        return self.state_dir / "logs"
+    logs: Path
 
     @property
     def _settings_path(self) -> Path:
@@ -126,6 +122,9 @@ class Machine:
         """
         started = not self.is_alive()
         if started:
+            # The kernel removes a dead machine's cable in its own time: it must not be taken for
+            # the new one's.
+            network.remove_link(self.link.veth)
             self._spawn()
         deadline_s = time.monotonic() + START_LIMIT_S
         while not (pids := self._supervisor_pids()):

@@ -93,6 +93,15 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _mac(address: IPv4Address) -> str:
+    """Return a hardware address that a machine keeps over its lives.
+
+    With another one, its peers would send to the old one until their tables forget it, and their
+    open connections would take a minute to fail.
+    """
+    return ":".join(f"{byte:02x}" for byte in b"\x02\x70" + address.packed)
+
+
 def _ip(*arguments: str) -> str:
     done = subprocess.run(
         ["ip", *arguments], capture_output=True, text=True, check=False, timeout=_LIMIT_S
@@ -140,7 +149,7 @@ def ensure_bridge(network: ClusterNetwork, *, nodes: int) -> None:
 def join(link: Link, pid: int) -> None:
     """Plug in the machine whose first process is ``pid``; harmless when it is plugged in."""
     if link.veth not in _interfaces():
-        peer = ("peer", "name", "eth0", "netns", str(pid))
+        peer = ("peer", "name", "eth0", "address", _mac(link.address), "netns", str(pid))
         _ip("link", "add", link.veth, "type", "veth", *peer)
     _ip("link", "set", link.veth, "master", link.bridge, "up")
 

@@ -71,16 +71,10 @@ def start(cluster: "LocalCluster", api: "ApiServer") -> None:
                 config=(node.agent_settings,),
             )
         )
-    addresses = {"controller": f"{cluster.network.control}:{control_plane.METRICS_PORT}"}
-    for node in cluster.nodes:
-        addresses["agent"] = f"{node.address}:{METRICS_PORT}"
-    for name, address in addresses.items():
-        cluster.until(
-            f"{name} ready",
-            partial(_is_ready, address),
-            limit_s=60,
-            log=name,
-        )
+    waits = [("controller", f"{cluster.network.control}:{control_plane.METRICS_PORT}")]
+    waits += [("agent", f"{node.address}:{METRICS_PORT}") for node in cluster.nodes]
+    for name, address in waits:
+        cluster.until(f"{name} ready", partial(_is_ready, address), limit_s=60, log=name)
 
 
 def _controller(cluster: "LocalCluster", api: "ApiServer") -> Component:
@@ -111,8 +105,9 @@ def _identity(cluster: "LocalCluster", api: "ApiServer", account: str) -> Path:
 
 
 def _is_ready(address: str) -> bool:
-    try:
-        answer = requests.get(f"http://{address}/readyz", timeout=_PROBE_LIMIT_S)
-    except requests.RequestException:
-        return False
-    return answer.ok
+    with requests.Session() as session:
+        session.trust_env = False  # a proxy cannot reach the cluster's addresses
+        try:
+            return session.get(f"http://{address}/readyz", timeout=_PROBE_LIMIT_S).ok
+        except requests.RequestException:
+            return False

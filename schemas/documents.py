@@ -6,6 +6,7 @@ dates. A reader that differs there corrupts silently (``defaultMode: 0644`` woul
 the scalar rules are given here, and tested against a table of what kubectl makes of them.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,8 +16,11 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.constructor import DuplicateKeyError, RoundTripConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.resolver import VersionedResolver
+from ruamel.yaml.tag import Tag
 
 DEPTH_LIMIT: Final = 60
+_PLAIN: Final = "tag:podsnap.dev,2026:plain"
 
 
 class DocumentError(Exception):
@@ -76,6 +80,7 @@ def read_documents(file: str, text: bytes) -> Iterator[Document]:
     """
     yaml = YAML()
     yaml.Constructor = _Constructor
+    yaml.Resolver = _Resolver
     yaml.max_depth = DEPTH_LIMIT
     try:
         for tree in yaml.load_all(text.decode("utf-8")):
@@ -90,6 +95,15 @@ def read_documents(file: str, text: bytes) -> Iterator[Document]:
         raise DocumentError(_marked(file, error, "syntax error")) from error
     except (YAMLError, UnicodeDecodeError) as error:
         raise DocumentError(f"{file}:1:1: the file is no YAML: {error}") from error
+
+
+class _Resolver(VersionedResolver):
+    """Leaves unquoted, untagged scalars to ``scalar``; YAML 1.2's own rules are not kubectl's."""
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:  # noqa: ANN401 - as the base's
+        if kind is ScalarNode and implicit[0] and value != "<<":
+            return Tag(suffix=_PLAIN)
+        return super().resolve(kind, value, implicit)
 
 
 class _Constructor(RoundTripConstructor):
@@ -115,23 +129,28 @@ def scalar(text: str) -> "str | int | float | bool | None":
     return _number(text)
 
 
+_BASES: Final = {"0x": 16, "0o": 8, "0b": 2}
+
+
 def _number(text: str) -> "str | int | float":
-    digits = text.replace("_", "")
-    body = digits.lstrip("+-")
-    if not body or body[0] not in "0123456789.":
+    unsigned = text[1:] if text[:1] in {"+", "-"} else text
+    if unsigned[:1] not in set("0123456789.") or not text.isascii():
         return text
-    sign = -1 if digits.startswith("-") else 1
+    body = unsigned.replace("_", "").lower()
+    sign = -1 if text[0] == "-" else 1
     try:
-        if body.startswith(("0x", "0o", "0b")):
-            return sign * int(body, 0)
-        if len(body) > 1 and body.startswith("0") and body.isdigit():
-            return sign * int(body, 8)
+        base = _BASES.get(body[:2])
+        if base and body.isalnum():
+            return sign * int(body[2:], base)
         if body.isdigit():
-            return sign * int(body)
-        number = float(digits)
+            is_octal = body.startswith("0") and not set(body) & {"8", "9"}
+            return sign * int(body, 8 if is_octal else 10)
+        number = sign * float(body)
     except ValueError:
         return text
-    return int(number) if number.is_integer() and "e" in body.lower() else number
+    if math.isinf(number):
+        return text
+    return int(number) if number.is_integer() and "e" in body else number
 
 
 def _marked(file: str, error: MarkedYAMLError, what: str) -> str:
@@ -161,11 +180,6 @@ def _key(key: Any) -> str:  # noqa: ANN401 - any scalar
     return str(key).lower() if isinstance(key, bool) else str(key)
 
 
-def _string(constructor: RoundTripConstructor, node: ScalarNode) -> Any:  # noqa: ANN401 - any scalar
-    # The resolver of YAML 1.2 takes `yes` for a string; only quotes make it one for kubectl.
-    return scalar(node.value) if not node.style else constructor.construct_scalar(node)
-
-
-_Constructor.add_constructor("tag:yaml.org,2002:str", _string)
 for _tag in ("bool", "int", "float", "null", "timestamp"):
     _Constructor.add_constructor(f"tag:yaml.org,2002:{_tag}", _plain_scalar)
+_Constructor.add_constructor(_PLAIN, _plain_scalar)

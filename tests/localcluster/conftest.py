@@ -50,6 +50,7 @@ def lone_machine(tmp_path: Path, able_host: None) -> Iterator[Machine]:
         state_dir=state,
         link=net.link("lone", net.control, nodes=0),
         binds={"/var/log": state / "lone" / "log"},
+        logs=state / "logs",
     )
     try:
         machine.start()

@@ -77,7 +77,7 @@ def test_the_kubernetes_version_comes_from_the_pin() -> None:
 
 def test_a_go_mod_without_the_pin_is_refused() -> None:
     """A broken tools folder is named, not built from."""
-    with pytest.raises(ToolchainError, match="pins no k8s.io/kubernetes"):
+    with pytest.raises(ToolchainError, match=r"pins no k8s\.io/kubernetes"):
         toolchain.pinned("module x\n", "k8s.io/kubernetes")
 
 
@@ -96,3 +96,17 @@ def test_an_installed_binary_must_reach_its_floor_or_match_the_minor(
 ) -> None:
     """A floor admits newer ones, except where the minor must be the same."""
     assert toolchain.good_enough(version, floor) is fits
+
+
+@pytest.mark.parametrize(("version", "used"), [("3.6.16", True), ("3.4.23", False)])
+def test_an_installed_binary_is_used_only_when_asked_for_and_new_enough(
+    *, version: str, used: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program on the PATH is asked for its version; the pinned one stays the default."""
+    program = tmp_path / "etcd"
+    program.write_text(f"#!/bin/sh\necho etcd Version: {version}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    asked = Toolchain(cache=tmp_path / "cache", use_installed=True)
+    assert (asked.path("etcd") == program) is used
+    assert Toolchain(cache=tmp_path / "cache", use_installed=False).path("etcd") != program
