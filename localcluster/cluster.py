@@ -10,7 +10,6 @@ next one needs, with a bound, and names the log to read when the bound is reache
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -20,7 +19,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -30,6 +29,7 @@ from localcluster import cgroups, control_plane, network, preflight, programs
 from localcluster.api_server import ApiServer
 from localcluster.certificates import Authority, write_private
 from localcluster.control_plane import ControlPlane
+from localcluster.exclusion import exclusively
 from localcluster.machine import ComponentStatus, Machine, MachineError
 from localcluster.network import ClusterNetwork
 from localcluster.node import Node
@@ -39,7 +39,6 @@ DEFAULT_ROOT = Path("/var/lib/podsnap/local")
 DEFAULT_NAME = "local"
 COMMAND_LIMIT_S = 60.0
 _POLL_S = 0.02
-_LOCK_LIMIT_S = 300.0
 _TELL_EVERY_S = 5.0
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 
@@ -136,7 +135,7 @@ class LocalCluster:
         """Its addresses: as recorded at the first ``up``, else derived from its name."""
         derived = ClusterNetwork.derived(self.name)
         if block := self._record().get("block"):
-            return ClusterNetwork(self.name, type(derived.block)(block))
+            return ClusterNetwork(self.name, network.parse_block(block))
         return derived
 
     @property
@@ -277,8 +276,13 @@ class LocalCluster:
 
     # -- up
 
-    def up(self, *, nodes: int = 1, with_programs: bool = True, block: str | None = None) -> None:
+    def up(
+        self, *, nodes: int | None = None, with_programs: bool = True, block: str | None = None
+    ) -> None:
         """Bring it up, from nothing or from whatever is left; return when it is ready.
+
+        ``nodes`` (1) and ``block`` (derived from the name) are fixed by the first call; leave them
+        out later.
 
         Raises:
             ClusterError, PreflightError, ToolchainError, NetworkError, MachineError, CgroupError:
@@ -298,26 +302,30 @@ class LocalCluster:
         # What runs has passed the checks; they cost half of an `up` that finds all in place.
         return [] if any(m.is_alive() for m in self.machines()) else preflight.problems(root)
 
-    def _settle(self, nodes: int, block: str | None) -> None:
-        """Fix what must not change while the cluster lives, and write every file."""
-        net = self.network
+    def _settled(self, nodes: int | None, block: str | None) -> dict[str, str]:
+        """Return the record of what must not change while the cluster lives."""
+        net = ClusterNetwork.derived(self.name)
+        wanted = {
+            "block": str(network.parse_block(block) if block else net.block),
+            "nodes": str(nodes or 1),
+            "id": str(uuid.uuid4()),
+        }
         record = self._record()
-        if block is not None and block != str(net.block):
-            if record:
+        for key, given in (("block", block), ("nodes", nodes)):
+            if record and given is not None and wanted[key] != record[key]:
                 raise ClusterError(
-                    f"cluster {self.name} has the addresses {net.block}; to give it {block}, "
-                    f"remove it first: podsnap local down --name {self.name}"
+                    f"cluster {self.name} was made with {key} {record[key]}, which cannot become "
+                    f"{wanted[key]}; remove it first: podsnap local down --name {self.name}"
                 )
-            net = ClusterNetwork(self.name, type(net.block)(block))
-        network.refuse_if_routed(net)
+        return record or wanted
+
+    def _settle(self, nodes: int | None, block: str | None) -> None:
+        """Write every file."""
+        settled = self._settled(nodes, block)
+        network.refuse_if_routed(ClusterNetwork(self.name, network.parse_block(settled["block"])))
         self.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.state_dir.chmod(0o700)
-        settled = {
-            "block": str(net.block),
-            "nodes": str(max(nodes, int(record.get("nodes", "1")))),
-            "id": record.get("id") or str(uuid.uuid4()),
-        }
-        if settled != record:
+        if settled != self._record():
             write_private(self.state_dir / "cluster.json", json.dumps(settled))
         self.buckets.mkdir(exist_ok=True, mode=0o700)
         plane = self.control_plane
@@ -414,7 +422,7 @@ class LocalCluster:
         Raises:
             MachineError, CgroupError, NetworkError, ClusterError: something cannot be removed.
         """
-        with self._exclusively():
+        with self._exclusively(remove=True):
             for machine in self.machines():
                 machine.kill()
             network.remove_link(self.network.bridge)
@@ -463,29 +471,10 @@ class LocalCluster:
                     )
                 time.sleep(_POLL_S)
 
-    @contextmanager
-    def _exclusively(self) -> Iterator[None]:
+    def _exclusively(self, *, remove: bool = False) -> AbstractContextManager[None]:
         """Keep a second up or down of the same cluster waiting."""
-        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = self.root / f".{self.name}.lock"
-        with path.open("w", encoding="utf-8") as lock:
-            deadline_s = time.monotonic() + _LOCK_LIMIT_S
-            told = False
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if not told:
-                        self.progress("waiting: another up or down of this cluster is at work")
-                        told = True
-                    if time.monotonic() > deadline_s:
-                        raise ClusterError(
-                            f"another up or down of {self.name} has been at work for "
-                            f"{_LOCK_LIMIT_S:.0f} s; find it with: fuser {path}"
-                        ) from None
-                    time.sleep(0.1)
-            yield
+        lock = self.root / f".{self.name}.lock"
+        return exclusively(lock, remove=remove, progress=self.progress)
 
 
 def last_lines(path: Path, count: int = 10) -> str:

@@ -38,6 +38,7 @@ def _plain_errors() -> Iterator[None]:
     """Turn what the user can act upon into one message without a stack trace."""
     from localcluster.cgroups import CgroupError
     from localcluster.cluster import ClusterError
+    from localcluster.exclusion import BusyError
     from localcluster.images import ImageError
     from localcluster.machine import MachineError
     from localcluster.network import NetworkError
@@ -47,6 +48,7 @@ def _plain_errors() -> Iterator[None]:
     try:
         yield
     except (
+        BusyError,
         CgroupError,
         ClusterError,
         ImageError,
@@ -61,12 +63,13 @@ def _plain_errors() -> Iterator[None]:
 @local.command()
 @_NAME
 @click.option("--network", "block", help="The cluster's addresses, 10.N.0.0/16.")
+@click.option("--nodes", type=click.IntRange(1, 100), help="How many; 1 if not said.")
 @click.option("--programs/--no-programs", default=True, help="Run podsnap itself, or leave it out.")
-def up(name: str, block: str | None, *, programs: bool) -> None:
+def up(name: str, block: str | None, nodes: int | None, *, programs: bool) -> None:
     """Bring the cluster up; return when a Pod can start."""
     with _plain_errors():
         cluster = _cluster(name)
-        cluster.up(with_programs=programs, block=block)
+        cluster.up(nodes=nodes, with_programs=programs, block=block)
     click.echo(f"export KUBECONFIG={shlex.quote(str(cluster.kubeconfig))}")
 
 

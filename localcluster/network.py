@@ -17,6 +17,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _LIMIT_S = 20
+BLOCK_PREFIX = 16
 
 
 class NetworkError(Exception):
@@ -91,6 +92,21 @@ class ClusterNetwork:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def parse_block(text: str) -> IPv4Network:
+    """Return a cluster's block from its text.
+
+    Raises:
+        NetworkError: it is no /16 of private addresses.
+    """
+    try:
+        block = IPv4Network(text)
+    except ValueError as error:
+        raise NetworkError(f"{error}; write it like 10.90.0.0/16") from error
+    if block.prefixlen != BLOCK_PREFIX or not block.is_private:
+        raise NetworkError(f"{text} is no private block of /16; write it like 10.90.0.0/16")
+    return block
 
 
 def _mac(address: IPv4Address) -> str:

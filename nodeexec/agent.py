@@ -42,6 +42,7 @@ from nodeexec.sandboxes import (
     DECISION_FILE,
     PreparedSandbox,
     prepared_sandboxes,
+    read_cold_mark,
     read_record,
     sandbox_of_pod,
 )
@@ -118,7 +119,12 @@ class Agent:
         self._queue: WorkQueue[Key] = WorkQueue(clock)
         self._workers = Workers("capture", self._queue, self.reconcile, threads=2)
         self._server = DecisionServer(
-            settings.socket, {"create": self._on_create, "restored": self._on_restored}
+            settings.socket,
+            {
+                "create": self._on_create,
+                "restored": self._on_restored,
+                "fell-back": self._on_fell_back,
+            },
         )
         self._heartbeat = Heartbeat(
             client,
@@ -130,6 +136,7 @@ class Agent:
             clock=clock,
         )
         self._mine: dict[str, int] = {}
+        self._told_fallbacks: set[tuple[str, float]] = set()
         self._sandbox_locks: dict[str, threading.Lock] = {}
         self._locks_guard = threading.Lock()
         self._stopped = threading.Event()
@@ -183,11 +190,10 @@ class Agent:
             if decision.pod is None:
                 log.info("a sandbox starts cold: %s", decision.reason)
             return
-        if decision.outcome in {Outcome.COLD_DESPITE_SNAPSHOT, Outcome.FELL_BACK}:
-            name = decision.snapshot.metadata.name if decision.snapshot else ""
-            self.reports.outcome(
-                decision.pod, decision.outcome, snapshot=name, reason=decision.reason
-            )
+        if decision.outcome is Outcome.COLD_DESPITE_SNAPSHOT:
+            self.reports.outcome(decision.pod, decision.outcome, reason=decision.reason)
+        if decision.outcome is Outcome.FELL_BACK:
+            self._report_fallbacks()
         if decision.internal:
             record = _appearing_record(bundle, self._stopped)
             if record is not None:
@@ -199,6 +205,10 @@ class Agent:
                 reply({"reported": self._report_restore(sandbox)})
                 return
         reply({"reported": False})
+
+    def _on_fell_back(self, _: Mapping[str, Any], reply: Reply) -> None:
+        reply({"seen": True})
+        self._report_fallbacks()
 
     def _report_restore(self, sandbox: PreparedSandbox) -> bool:
         with self._lock_of(sandbox.id):
@@ -222,6 +232,18 @@ class Agent:
         if snapshot is not None:
             self.reports.accessed(snapshot)
         return written
+
+    def _report_fallbacks(self) -> None:
+        """Tell of every failed restore that the runtime left a mark of, once each."""
+        root = self.settings.runtime_state_dir / "cold"
+        for mark in root.iterdir() if root.is_dir() else ():
+            cold = read_cold_mark(mark)
+            pod = self.view.pods.store.by_uid(mark.name)
+            if cold is None or pod is None or (mark.name, cold.at_s) in self._told_fallbacks:
+                continue
+            self._told_fallbacks.add((mark.name, cold.at_s))
+            self._decider.count_failure(pod, cold)
+            self.reports.outcome(pod, Outcome.FELL_BACK, snapshot=cold.snapshot, reason=cold.reason)
 
     # -- what changes in the cluster
 
@@ -487,6 +509,7 @@ class Agent:
             if sandbox.restore_is_complete and not sandbox.is_reported:
                 self._report_restore(sandbox)
             self._workload_saves.watch(sandbox)
+        self._report_fallbacks()
         self._remove_dead_workload_dirs(alive)
         self._remove_cold_marks()
         self._remove_unowned_staging()

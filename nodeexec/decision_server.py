@@ -67,6 +67,8 @@ class DecisionServer:
         def reply(answer: Mapping[str, Any]) -> None:
             connection.sendall(json.dumps(answer).encode() + b"\n")
 
+        if not line.strip():
+            return  # somebody looked whether anyone is here
         try:
             question = json.loads(line)
             self._handlers[question["op"]](question, reply)

@@ -25,7 +25,7 @@ REAL_OOM = "podsnap-oom-score-adj"
 OOM_CONSTANT = 0
 FIRST_ANSWER_S = 1.0
 REPORT_S = 2.0
-STDERR_LIMIT_BYTES = 2048
+MESSAGE_LIMIT = 1024
 INTERNAL = "dev.gvisor.internal."
 SANDBOX_MARK = b'"io.kubernetes.cri.container-type":"sandbox"'
 SANDBOX_ID_MARK = b'"io.kubernetes.cri.sandbox-id":"'
@@ -72,37 +72,52 @@ class Call:
         return [*self.argv[: self.at], *words, self.container]
 
     def run(self, arguments: "list[str]", deadline_s: float = 0) -> "tuple[int, str]":
-        """Run runsc as a child; return its exit code and the start of its stderr.
+        """Run runsc as a child; return its exit code and, if it failed, why.
 
-        A child that passes its deadline is killed and counts as exit code 124.
+        It keeps our standard streams: they are the container's, which ``start`` hands to the
+        sandbox. A child that passes its deadline is killed and counts as exit code 124.
         """
         import select
 
-        read_end, write_end = os.pipe()
-        child = os.posix_spawn(
-            self.runsc,
-            [self.runsc, *arguments],
-            os.environ,
-            file_actions=[
-                (os.POSIX_SPAWN_DUP2, write_end, 2),
-                (os.POSIX_SPAWN_CLOSE, read_end),
-            ],
-        )
-        os.close(write_end)
+        child = os.posix_spawn(self.runsc, [self.runsc, *arguments], os.environ)
         ended = os.pidfd_open(child)
         in_time = select.select([ended], [], [], deadline_s or None)[0]
         if not in_time:
             os.kill(child, 9)
         _, status = os.waitpid(child, 0)
-        # The sandbox process may hold the pipe open: read what is there, never to the end.
-        os.set_blocking(read_end, False)
-        try:
-            text = os.read(read_end, 65536).decode("utf-8", "replace")
-        except BlockingIOError:
-            text = ""
         if not in_time:
             return 124, f"no end within {deadline_s:.0f} s"
-        return os.waitstatus_to_exitcode(status), text
+        code = os.waitstatus_to_exitcode(status)
+        return code, self.last_error() if code else ""
+
+    def last_error(self) -> str:
+        """Return the last error in runsc's log: its first line, never its stack trace."""
+        import json
+
+        text = ""
+        try:
+            with open(self.flag("log"), encoding="utf-8", errors="replace") as log:
+                for line in log:
+                    try:
+                        entry = json.loads(line)
+                    except ValueError:
+                        continue
+                    if entry.get("level") == "error":
+                        text = entry.get("msg", "")
+        except OSError:
+            pass
+        return next((t.strip()[:500] for t in text.splitlines() if t.strip()), "no message")
+
+    def tell(self, text: str) -> None:
+        """Say why a call fails, where the shim looks for it: it takes the log's last error."""
+        import json
+
+        entry = {"msg": f"podsnap-runtime: {text}"[:MESSAGE_LIMIT], "level": "error"}
+        try:
+            with open(self.flag("log"), "a", encoding="utf-8") as log:
+                log.write(json.dumps(entry) + "\n")
+        except OSError:
+            return
 
 
 def load(path: str) -> "Any":
@@ -163,16 +178,6 @@ def ask_agent(settings: "dict[str, str]", question: "dict[str, Any]", limit_s: f
         connection.close()
 
 
-def say(text: str) -> None:
-    """Tell the shim, whose error message ends up on the Pod: short."""
-    os.write(2, f"podsnap-runtime: {text}\n".encode()[:STDERR_LIMIT_BYTES])
-
-
-def first_line(text: str) -> str:
-    """Return what a person needs of runsc's stderr: never its stack trace."""
-    return next((line.strip()[:500] for line in text.splitlines() if line.strip()), "no message")
-
-
 def pod_of(annotations: "dict[str, str]") -> "dict[str, str]":
     """Return the Pod that the CRI names."""
     return {k: annotations.get(f"io.kubernetes.cri.sandbox-{k}", "") for k in _POD_KEYS}
@@ -207,6 +212,7 @@ def start_cold_from_now_on(
     )
     if kill:
         kill_sandbox(call, sandbox)
+    ask_agent(call.settings, {"op": "fell-back", "pod": decision["pod"]}, REPORT_S)
 
 
 def sandbox_pid(call: Call, sandbox: str) -> int:
@@ -367,7 +373,7 @@ def create_governed(call: Call, bundle: str, raw: bytes, decision: "dict[str, An
             f"saved with {expected or 'none'}"
         )
         start_cold_from_now_on(call, decision, reason, sandbox=decision["sandbox"], kill=True)
-        say(f"{reason}; the Pod starts cold")
+        call.tell(f"{reason}; the Pod starts cold")
         sys.exit(1)
 
 
@@ -431,22 +437,22 @@ def start(call: Call) -> int:
 
 def start_plainly(call: Call) -> int:
     """Run the start as it came."""
-    code, text = call.run(call.argv)
+    code, reason = call.run(call.argv)
     if code:
-        say(first_line(text))
+        call.tell(reason)
     return code
 
 
 def restore_sandbox(call: Call, decision: "dict[str, Any]") -> int:
     """Turn the sandbox's start into a restore. Never returns an error."""
     restore = decision["restore"]
-    code, text = call.run(
+    code, why = call.run(
         call.with_command("restore", "--detach", f"--image-path={restore['image_dir']}"),
         restore["deadline_s"],
     )
     if code == 0:
         return 0
-    reason = f"runsc restore: {first_line(text)}"
+    reason = f"runsc restore: {why}"
     sandbox = decision["sandbox"]
     if state_of(call) == "created":
         start_cold_from_now_on(call, decision, reason, sandbox=sandbox, kill=False)
@@ -488,11 +494,10 @@ def start_restored(call: Call, bundle: str, decision: "dict[str, Any]", raw: byt
     Pod, so that nobody sees the Pod Ready and not yet restored.
     """
     restore = decision["restore"]
-    code, text = call.run(call.argv, restore["deadline_s"])
+    code, reason = call.run(call.argv, restore["deadline_s"])
     if code:
-        reason = first_line(text)
         start_cold_from_now_on(call, decision, reason, sandbox=decision["sandbox"], kill=True)
-        say(f"the restore failed and the Pod starts cold: {reason}")
+        call.tell(f"the restore failed and the Pod starts cold: {reason}")
         return code
     set_real_oom(call, bundle, decision)
     started = os.path.join(sandbox_bundle(bundle, raw), "podsnap-started")

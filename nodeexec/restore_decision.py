@@ -20,6 +20,7 @@ from opentelemetry import trace
 from backends.objects.interface import ObjectStore, StoreError
 from nodeexec.cluster_view import ClusterView
 from nodeexec.node_cache import DamagedError, FetchError, NodeCache
+from nodeexec.sandboxes import ColdMark
 from policies.distill import distill
 from policies.matching import Candidate, choose
 from schemas.pod import Pod
@@ -113,6 +114,17 @@ class RestoreDecider:
             span.set_attribute("podsnap.reason", decision.reason)
             return decision
 
+    def count_failure(self, pod: Pod, cold: ColdMark) -> None:
+        """Count a failed restore against its snapshot; several take it out of use."""
+        snapshot = self.view.snapshots.store.get(pod.metadata.namespace, cold.snapshot)
+        # Another image is the Pod's matter; everything else counts against the snapshot.
+        if snapshot is None or ".image is " in cold.reason:
+            return
+        failures = self._failed.get(snapshot.metadata.uid, 0) + 1
+        self._failed[snapshot.metadata.uid] = failures
+        if failures >= _FAILURES_BEFORE_QUARANTINE:
+            self.on_damage(snapshot, f"{failures} restores failed, the last: {cold.reason}")
+
     def prefetch(self, pod: Pod) -> None:
         """Begin to fetch what a Pod bound to this node will be restored from."""
         policy = self.view.policy_of(pod)
@@ -176,16 +188,7 @@ class RestoreDecider:
         return replace(base, outcome=Outcome.RESTORED, snapshot=snapshot, image_dir=image)
 
     def _after_failure(self, base: Decision, cold: Mapping[str, Any]) -> Decision:
-        name, reason = str(cold.get("snapshot", "")), str(cold.get("reason", ""))
-        namespace = base.pod.metadata.namespace if base.pod else ""
-        snapshot = self.view.snapshots.store.get(namespace, name)
-        # Another image is the Pod's matter; everything else counts against the snapshot.
-        if snapshot is not None and ".image is " not in reason:
-            failures = self._failed.get(snapshot.metadata.uid, 0) + 1
-            self._failed[snapshot.metadata.uid] = failures
-            if failures >= _FAILURES_BEFORE_QUARANTINE:
-                self.on_damage(snapshot, f"{failures} restores failed, the last: {reason}")
-        return replace(base, outcome=Outcome.FELL_BACK, reason=reason, snapshot=snapshot)
+        return replace(base, outcome=Outcome.FELL_BACK, reason=str(cold.get("reason", "")))
 
     def _internal(self, policy: Policy, sandbox: str) -> dict[str, str]:
         if policy.trigger_type is not TriggerType.WORKLOAD:

@@ -54,6 +54,24 @@ class PreparedSandbox:
             return  # the Pod is already gone
 
 
+@dataclass(frozen=True, slots=True)
+class ColdMark:
+    """The runtime's note that a restore of a Pod failed and that it starts cold from now on."""
+
+    snapshot: str
+    reason: str
+    at_s: float
+
+
+def read_cold_mark(mark: Path) -> ColdMark | None:
+    """Read a mark, ``None`` if it is gone or unreadable."""
+    try:
+        raw: dict[str, Any] = json.loads(mark.read_text(encoding="utf-8"))
+        return ColdMark(snapshot=raw["snapshot"], reason=raw["reason"], at_s=float(raw["at"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def prepared_sandboxes(bundles: Path) -> Iterator[PreparedSandbox]:
     """Yield every recorded sandbox; a record that is being removed is skipped."""
     for record in bundles.glob(f"*/{DECISION_FILE}"):

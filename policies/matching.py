@@ -89,6 +89,11 @@ def choose(candidate: Candidate, snapshots: Iterable[Snapshot]) -> Choice:
         return Choice(max(fitting, key=_age_key))
     ready = [(s, v) for s, v in judged if _is_ready(s)]
     if not ready:
+        damaged = [s for s, _ in judged if s.damage]
+        if damaged:
+            newest = max(damaged, key=_age_key)
+            text = f"PodSnapshot {newest.metadata} is damaged: {newest.damage}"
+            return Choice(None, text, noteworthy=True)
         return Choice(None, f"no snapshot of policy {policy.metadata.name} is ready yet")
     newest, verdict = max(ready, key=lambda pair: _age_key(pair[0]))
     return Choice(

@@ -85,7 +85,7 @@ class PolicyController:
             name = automatic_snapshot_name(identity, generation)
             present = self.cache.snapshots.store.get(namespace, name)
             if present is None:
-                create_automatic(self.client, name, pod, policy, identity)
+                create_automatic(self.client, self.clock, name, pod, policy, identity=identity)
                 return
             if not _is_spent(present):
                 return

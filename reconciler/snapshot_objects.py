@@ -10,12 +10,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from backends.clock import Clock
 from backends.kube.client import POD_SNAPSHOTS, KubeClient
 from backends.kube.errors import AlreadyExists
 from policies.selection import group_labels
+from schemas.instants import to_micro_time
 from schemas.names import (
     API_VERSION,
     CONTROLLER_MANAGER,
+    CREATED_AT_ANNOTATION,
     FINALIZER,
     GIT_REVISION_ANNOTATION,
     IDENTITY_LABEL,
@@ -35,11 +38,12 @@ _LABEL_VALUE = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$")
 
 
 def create_manual(
-    client: KubeClient, name: str, pod: Pod, policy: Policy, by: ManualTrigger
+    client: KubeClient, clock: Clock, name: str, pod: Pod, policy: Policy, *, by: ManualTrigger
 ) -> None:
     """Create the PodSnapshot of a manual trigger, addressed to the Pod's node."""
     _create(
         client,
+        clock,
         name,
         pod,
         policy,
@@ -50,11 +54,12 @@ def create_manual(
 
 
 def create_automatic(
-    client: KubeClient, name: str, pod: Pod, policy: Policy, identity: str
+    client: KubeClient, clock: Clock, name: str, pod: Pod, policy: Policy, *, identity: str
 ) -> None:
     """Create the PodSnapshot that interchangeable Pods of a policy share."""
     _create(
         client,
+        clock,
         name,
         pod,
         policy,
@@ -71,6 +76,7 @@ def label_value(text: str) -> str:
 
 def _create(
     client: KubeClient,
+    clock: Clock,
     name: str,
     pod: Pod,
     policy: Policy,
@@ -84,6 +90,7 @@ def _create(
         ORIGIN_NODE_ANNOTATION: pod.node_name,
         ORIGIN_POD_UID_ANNOTATION: pod.metadata.uid,
         TRIGGER_TYPE_ANNOTATION: trigger_type,
+        CREATED_AT_ANNOTATION: to_micro_time(clock.now()),
     }
     if policy.git_revision:
         origin[GIT_REVISION_ANNOTATION] = policy.git_revision

@@ -43,7 +43,7 @@ class TriggerController:
         outcome = step(facts)
         created = facts.snapshot is not None or facts.was_created
         if TriggerEffect.CREATE_SNAPSHOT in outcome.effects and pod and policy:
-            create_manual(self.client, name, pod, policy, trigger)
+            create_manual(self.client, self.clock, name, pod, policy, by=trigger)
             created = True
         if outcome.condition is not None:
             self._write(trigger, outcome.condition, name if created else "")

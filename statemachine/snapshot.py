@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Final
 
 from schemas.conditions import Condition, Status
-from schemas.names import CHECKPOINT, READY, STORAGE_REPLICATED
+from schemas.names import CHECKPOINT, CREATED_AT_ANNOTATION, READY, STORAGE_REPLICATED
 from schemas.snapshot import Snapshot, StoryEntry
 
 
@@ -252,7 +252,7 @@ def extend_story(snapshot: Snapshot, outcome: Step, *, now: str) -> tuple[StoryE
     seen = {e.state for e in story}
     passed: list[StoryEntry] = []
     if not story and outcome.state is not State.PENDING:
-        passed.append(StoryEntry(State.PENDING, snapshot.metadata.creation_timestamp))
+        passed.append(StoryEntry(State.PENDING, _created_at(snapshot)))
     capture = snapshot.capture
     if capture is not None:
         for state, at in (
@@ -279,8 +279,15 @@ def capture_conditions(state: State, message: str) -> tuple[Condition, ...]:
     return tuple(Condition(t, pair[0], pair[1], message) for t, pair in pairs if pair)
 
 
+def _created_at(snapshot: Snapshot) -> str:
+    metadata = snapshot.metadata
+    return metadata.annotations.get(CREATED_AT_ANNOTATION, metadata.creation_timestamp)
+
+
 def _entered_at(snapshot: Snapshot, state: State) -> str:
     capture = snapshot.capture
+    if state is State.PENDING:
+        return _created_at(snapshot)
     if capture is None:
         return ""
     return {

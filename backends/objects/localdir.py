@@ -2,9 +2,9 @@
 """A directory that behaves as a bucket.
 
 An object is one file at its own name, so that a person can look at it; generation, checksum and
-metadata are extended attributes of that file. It is written elsewhere, made durable and renamed into
-place, under a lock that dies with its process: an object is there whole or not at all, and every
-write and delete has compared the generation.
+metadata are extended attributes of that file. It is written elsewhere, made durable and renamed
+into place, under a lock that dies with its process: an object is there whole or not at all, and
+every write and delete has compared the generation.
 """
 
 import base64

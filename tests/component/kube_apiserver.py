@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real kube-apiserver over a real etcd on loopback, for tests that need no Pod.
 
-Its users come from a token file, so that a test can act as the controller or an agent, with the RBAC
-of ``deploy/``, and never as an administrator by accident.
+Its users come from a token file, so that a test can act as the controller or an agent, with the
+RBAC of ``deploy/``, and never as an administrator by accident.
 """
 
 import os
@@ -93,9 +93,7 @@ def run_apiserver(directory: Path) -> Iterator[ApiServer]:
         encoding="utf-8",
     )
     key = directory / "sa.key"
-    subprocess.run(
-        ["openssl", "genrsa", "-out", str(key), "2048"], check=True, capture_output=True
-    )
+    subprocess.run(["openssl", "genrsa", "-out", str(key), "2048"], check=True, capture_output=True)
     server = subprocess.Popen(
         [
             str(tools.path("kube-apiserver")),

@@ -152,6 +152,31 @@ def test_down_finds_the_machines_of_a_cluster_whose_state_was_deleted(
     assert traces(cluster) == nothing()
 
 
+def test_what_was_settled_at_the_first_up_cannot_change(cluster: LocalCluster) -> None:
+    """Other addresses or another number of nodes are refused, with what to do."""
+    cluster.up(with_programs=False)
+    for change in ({"block": "10.231.0.0/16"}, {"nodes": 2}):
+        with pytest.raises(ClusterError, match=f"podsnap local down --name {cluster.name}"):
+            cluster.up(with_programs=False, **change)
+
+
+def test_pods_of_two_nodes_reach_each_other(cluster: LocalCluster, eventually: Eventually) -> None:
+    """Each node is a machine; the bridge and routes join their Pods."""
+    cluster.up(nodes=2, with_programs=False)
+    start_pod(cluster)
+    there = cluster.kubectl("get", "pod", "counter", "-o", "jsonpath={.spec.nodeName}")
+    address = cluster.kubectl("get", "pod", "counter", "-o", "jsonpath={.status.podIP}")
+    other = "node2" if there == "node1" else "node1"
+    client = json.loads(json.dumps(POD))
+    client["metadata"]["name"] = "client"
+    client["spec"]["nodeName"] = other
+    cluster.kubectl("apply", "-f", "-", text=json.dumps(client))
+    cluster.kubectl("wait", "--for=condition=Ready", "pod/client", "--timeout=30s")
+    fetch = ("/bin/wget", "-qO-", f"http://{address}:8080/")
+    answer = json.loads(cluster.kubectl("exec", "client", "--", *fetch))
+    assert answer["hostname"] == "counter"
+
+
 def test_podsnaps_programs_have_their_own_identities_and_survive_sigkill(
     cluster: LocalCluster, eventually: Eventually
 ) -> None:

@@ -58,6 +58,13 @@ def test_addresses_that_the_host_routes_elsewhere_are_refused(able_host: None) -
     network.refuse_if_routed(other)
 
 
+@pytest.mark.parametrize("text", ["nonsense", "10.90.1.0/24", "10.90.1.0/16", "8.8.0.0/16"])
+def test_a_block_that_will_not_do_is_refused_with_an_example(text: str) -> None:
+    """Only a private /16 has room for machines, Pods and services."""
+    with pytest.raises(NetworkError, match=r"write it like 10\.90\.0\.0/16"):
+        network.parse_block(text)
+
+
 def test_making_the_bridge_twice_and_removing_it_twice_is_harmless(able_host: None) -> None:
     """Each call converges from whatever is there."""
     net = ClusterNetwork.derived(f"twice-{os.getpid()}")
