@@ -22,6 +22,7 @@ K = TypeVar("K", bound=Hashable)
 
 _FIRST_BACKOFF_S = 0.05
 _LAST_BACKOFF_S = 60.0
+_DOUBLINGS = 16  # more than enough to reach the last one; 2.0**1024 would raise
 
 
 class WorkQueue(Generic[K]):
@@ -61,7 +62,7 @@ class WorkQueue(Generic[K]):
         with self._changed:
             failures = self._failures.get(key, 0)
             self._failures[key] = failures + 1
-        delay_s = min(_FIRST_BACKOFF_S * 2.0**failures, _LAST_BACKOFF_S)
+        delay_s = min(_FIRST_BACKOFF_S * 2.0 ** min(failures, _DOUBLINGS), _LAST_BACKOFF_S)
         delay_s *= random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret
         self.add_after(key, delay_s)
         return delay_s

@@ -64,9 +64,10 @@ def timed(what: str) -> Iterator[None]:
 class Demo:
     """The story, in order."""
 
-    def __init__(self, cluster: LocalCluster) -> None:
-        """Nothing happens yet."""
+    def __init__(self, cluster: LocalCluster, results: Path = BUILD) -> None:
+        """Nothing happens yet; ``results`` is where result.json goes."""
         self.cluster = cluster
+        self.results = results
         self.repository = cluster.state_dir / "demo" / "policies"
         self.result: dict[str, Any] = {}
 
@@ -319,8 +320,8 @@ class Demo:
 
     def write_result(self) -> None:
         """Keep the figures for scripts."""
-        BUILD.mkdir(parents=True, exist_ok=True)
-        path = BUILD / "result.json"
+        self.results.mkdir(parents=True, exist_ok=True)
+        path = self.results / "result.json"
         path.write_text(json.dumps(self.result, indent=1) + "\n", encoding="utf-8")
         wrong = [k for k in ("same_nonce", "same_answer", "pod_ip_changed") if not self.result[k]]
         if wrong:
@@ -331,7 +332,7 @@ class Demo:
         title("The cluster stays up. Try:")
         say(f"export KUBECONFIG={self.cluster.kubeconfig}")
         say(f"{self.cluster.toolchain.path('kubectl')} -n {NAMESPACE} get ps,psp,pods")
-        say(f"figures: {BUILD / 'result.json'}; remove everything: make demo-down")
+        say(f"figures: {self.results / 'result.json'}; remove everything: make demo-down")
 
 
 def git(repository: Path, *arguments: str) -> str:

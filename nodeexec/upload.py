@@ -34,7 +34,7 @@ _ATTEMPTS = 4
 
 _retrying = tenacity.retry(
     stop=tenacity.stop_after_attempt(_ATTEMPTS),
-    wait=tenacity.wait_exponential_jitter(initial=0.2, max=5),
+    wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
     retry=tenacity.retry_if_exception(
         lambda e: (
             isinstance(e, StoreError)

@@ -130,7 +130,7 @@ class Manifest:
                 git_revision=tree.get("gitRevision", ""),
                 trace_id=tree.get("traceID", ""),
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, ManifestError):
                 raise
             raise ManifestError(f"the manifest cannot be read ({error!r})") from error

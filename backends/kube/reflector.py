@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 _FIRST_BACKOFF_S = 0.1
 _LAST_BACKOFF_S = 15.0
+_DOUBLINGS = 16  # more than enough to reach the last one; 2.0**1024 would raise
 _HEALTHY_S = 5.0
 
 
@@ -151,7 +152,7 @@ class Reflector(Generic[T]):
             if _monotonic_s() - began_s > _HEALTHY_S:
                 short_lives = 0
                 continue
-            delay_s = min(_FIRST_BACKOFF_S * 2.0**short_lives, _LAST_BACKOFF_S)
+            delay_s = min(_FIRST_BACKOFF_S * 2.0 ** min(short_lives, _DOUBLINGS), _LAST_BACKOFF_S)
             delay_s *= random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret
             short_lives += 1
             if not self._stopped.wait(patience_s or delay_s):

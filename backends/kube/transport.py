@@ -332,7 +332,7 @@ def _retry_wait_s(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
     if isinstance(error, ApiError) and error.retry_after_s:
         return min(error.retry_after_s, DEFAULT_LIMIT_S)
-    return float(tenacity.wait_exponential_jitter(initial=0.1, max=1.0)(state))
+    return float(tenacity.wait_random_exponential(multiplier=0.1, max=1.0)(state))
 
 
 @tenacity.retry(
