@@ -25,12 +25,13 @@ from backends.kube.client import (
     POD_SNAPSHOTS,
     PODS,
     KubeClient,
+    Resource,
 )
 from backends.kube.errors import NotFound
 from backends.kube.transport import Transport
 from localcluster.cluster import LocalCluster
 from localcluster.pod_times import Observed, PodTimes
-from schemas.names import READY, TRIGGERED
+from schemas.names import PS_NAME_ANNOTATION, READY, TRIGGERED
 from schemas.policy import Policy
 from schemas.snapshot import Snapshot
 from schemas.trigger import ManualTrigger
@@ -41,7 +42,7 @@ POD_LIMIT_S = 60.0
 SAVE_LIMIT_S = 60.0
 CLEAN_LIMIT_S = 120.0
 _POLL_S = 0.05
-NEVER_RESTORE = {"podsnapshot.gke.io/ps-name": ""}
+NEVER_RESTORE = {PS_NAME_ANNOTATION: ""}
 
 T = TypeVar("T")
 
@@ -91,11 +92,20 @@ class Room:
     def remove_pod(self, name: str) -> None:
         """Delete a Pod and wait until it is gone."""
         self.client.delete(PODS, name, namespace=self.namespace)
-        until(f"Pod {name} gone", lambda: not self._exists(name), limit_s=POD_LIMIT_S)
+        until(f"Pod {name} gone", lambda: not self._exists(PODS, name), limit_s=POD_LIMIT_S)
 
-    def _exists(self, name: str) -> bool:
+    def remove_snapshot(self, name: str) -> None:
+        """Delete a snapshot and wait until its bytes are gone too."""
+        self.client.delete(POD_SNAPSHOTS, name, namespace=self.namespace)
+        until(
+            f"snapshot {name} gone",
+            lambda: not self._exists(POD_SNAPSHOTS, name),
+            limit_s=SAVE_LIMIT_S,
+        )
+
+    def _exists(self, resource: Resource, name: str) -> bool:
         try:
-            self.client.get(PODS, name, namespace=self.namespace)
+            self.client.get(resource, name, namespace=self.namespace)
         except NotFound:
             return False
         return True
@@ -223,7 +233,7 @@ def room(cluster: LocalCluster, name: str) -> Iterator[Room]:
         cluster.kubectl("delete", "pssc", namespace, *flags, limit_s=limit_s)
 
 
-def until(what: str, found: Callable[[], T], *, limit_s: float) -> T:
+def until(what: str, found: Callable[[], T | None], *, limit_s: float) -> T:
     """Return the first true thing that ``found`` returns.
 
     Raises:
@@ -240,7 +250,7 @@ def until(what: str, found: Callable[[], T], *, limit_s: float) -> T:
 def answers(address: str) -> bool:
     """Tell whether a Pod's program answers."""
     try:
-        with urllib.request.urlopen(f"http://{address}:8080/", timeout=2) as answer:  # noqa: S310 - made from a Pod's address
+        with urllib.request.urlopen(f"http://{address}:8080/", timeout=2) as answer:
             return bool(answer.status == HTTPStatus.OK)
     except OSError:
         return False

@@ -188,7 +188,8 @@ class Demo:
                 if not self.watched or columns[:2] != self.watched[-1].split()[:2]:
                     self.watched.append(line.rstrip())
 
-        threading.Thread(target=read, daemon=True).start()
+        self.reader = threading.Thread(target=read, daemon=True)
+        self.reader.start()
 
     def wait_saved(self, times: PodTimes) -> dict[str, Any]:
         """Wait until the Pod has saved itself and the bytes are in the bucket."""
@@ -201,7 +202,8 @@ class Demo:
 
         snapshot: dict[str, Any] = times.wait("the snapshot", saved, limit_s=SAVE_LIMIT_S)
         self.watch.terminate()
-        self.watch.wait(10)
+        self.reader.join(10)
+        self.watch.communicate(timeout=10)
         click.secho(f"   $ kubectl -n {NAMESPACE} get ps --watch", dim=True)
         for line in self.watched:
             say(line)

@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from backends.kube.errors import Conflict, ServerUnavailable
 from backends.kube.transport import DEFAULT_LIMIT_S, Stream, Transport
 
 _PAGE: Final = "500"
+_SAME_OBJECT_ATTEMPTS: Final = 8
 # A healthy server sends a bookmark every minute.
 _SILENCE_LIMIT_S: Final = 150.0
 
@@ -174,6 +176,48 @@ class KubeClient:
                 ``resourceVersion`` is not the object's.
             NotFound: a subresource of an object that is gone.
         """
+        metadata = body["metadata"]
+        if not (subresource and resource.group and metadata.get("uid")) or metadata.get(
+            "resourceVersion"
+        ):
+            return self._apply(
+                resource, body, field_manager=field_manager, subresource=subresource, force=force
+            )
+        # The status of a custom kind takes any UID; only resourceVersion is compared.
+        for _ in range(_SAME_OBJECT_ATTEMPTS):
+            live = self.get(resource, metadata["name"], namespace=metadata.get("namespace"))
+            if live["metadata"]["uid"] != metadata["uid"]:
+                raise Conflict(
+                    f"{resource.kind} {metadata['name']} is another object by now: its UID is "
+                    f"{live['metadata']['uid']}, not {metadata['uid']}"
+                )
+            version = live["metadata"]["resourceVersion"]
+            pinned = {**body, "metadata": {**metadata, "resourceVersion": version}}
+            try:
+                return self._apply(
+                    resource,
+                    pinned,
+                    field_manager=field_manager,
+                    subresource=subresource,
+                    force=force,
+                )
+            except Conflict as error:
+                if error.details.get("causes"):
+                    raise  # a field is somebody else's
+        raise ServerUnavailable(
+            f"{resource.kind} {metadata['name']} changed {_SAME_OBJECT_ATTEMPTS} times between "
+            "reading and writing it; try again later"
+        )
+
+    def _apply(
+        self,
+        resource: Resource,
+        body: Mapping[str, Any],
+        *,
+        field_manager: str,
+        subresource: str,
+        force: bool,
+    ) -> dict[str, Any]:
         metadata = body["metadata"]
         params = {"fieldManager": field_manager}
         if force:
