@@ -47,6 +47,17 @@ _UNUSED_PLUGINS = (
     "io.containerd.internal.v1.tracing",
 )
 
+_LAUNCHER = """\
+#!{python} -IS
+import sys
+
+sys.path.insert(0, {directory!r})
+import podsnap_runtime
+
+del sys.path[0]
+sys.exit(podsnap_runtime.main())
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
@@ -123,8 +134,6 @@ class Node:
         # A system interpreter starts in 10 ms; a version manager's shim would take ten times that.
         system = Path("/usr/bin/python3")
         python = system if system.exists() else Path(sys.executable).resolve()
-        lines = RUNTIME_SOURCE.read_text(encoding="utf-8").splitlines(keepends=True)
-        body = lines[1:] if lines[0].startswith("#!") else lines
         settings = {
             "runsc": runsc,
             "agent_socket": AGENT_SOCKET,
@@ -136,9 +145,11 @@ class Node:
         directory = self.directory / "runtime"
         text = "".join(f"{key}={value}\n" for key, value in settings.items())
         write_private(directory / "podsnap-runtime.conf", text)
+        # A module is compiled once; the program that is called would be at every call (5 ms).
+        write_private(directory / "podsnap_runtime.py", RUNTIME_SOURCE.read_bytes())
         target = directory / "podsnap-runtime"
         temporary = directory / f".podsnap-runtime.{os.getpid()}"
-        write_private(temporary, "".join([f"#!{python} -IS\n", *body]))
+        write_private(temporary, _LAUNCHER.format(python=python, directory=str(directory)))
         temporary.chmod(0o755)
         temporary.rename(target)
         return target

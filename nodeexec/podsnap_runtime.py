@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 DECISION = "podsnap.json"
+STARTED = "podsnap-started"
 REAL_OOM = "podsnap-oom-score-adj"
 OOM_CONSTANT = 0
 FIRST_ANSWER_S = 1.0
@@ -122,10 +123,11 @@ class Call:
 
 def load(path: str) -> "Any":
     """Read a JSON file."""
-    import json
-
     with open(path, encoding="utf-8") as file:
-        return json.load(file)
+        text = file.read()
+    import json  # 10 ms, which a file that is not there must not cost: most Pods are not governed
+
+    return json.loads(text)
 
 
 def store(path: str, tree: "Any") -> None:
@@ -232,6 +234,21 @@ def kill_sandbox(call: Call, sandbox: str) -> None:
             os.kill(pid, 9)
         except ProcessLookupError:
             return
+
+
+def is_restoring(call: Call, decision: "dict[str, Any]", sandbox: str) -> bool:
+    """Tell whether a sandbox still waits for its memory; ``sandbox`` is its bundle.
+
+    Once every container has started, it is a sandbox like any other: a container that crashes is
+    made anew, perhaps from another image.
+    """
+    restore = decision.get("restore")
+    if not restore or os.path.exists(cold_mark(call.settings, decision["pod"]["uid"])):
+        return False
+    try:
+        return len(os.listdir(os.path.join(sandbox, STARTED))) < len(restore["image_ids"])
+    except FileNotFoundError:
+        return True
 
 
 # -- create
@@ -361,9 +378,9 @@ def create_governed(call: Call, bundle: str, raw: bytes, decision: "dict[str, An
         annotations[f"{INTERNAL}checkpoint.enable"] = "true"
     set_oom_constant(bundle, spec)
     store(os.path.join(bundle, CONFIG), spec)
-    restore = decision.get("restore")
-    if not restore or os.path.exists(cold_mark(call.settings, decision["pod"]["uid"])):
+    if not is_restoring(call, decision, sandbox_bundle(bundle, raw)):
         return
+    restore = decision["restore"]
     name = annotations.get("io.kubernetes.cri.container-name", "")
     expected = restore["image_ids"].get(name)
     found = image_id(call)
@@ -423,9 +440,7 @@ def start(call: Call) -> int:
     decision = decision_for(bundle, raw)
     if decision is None:
         call.become_runsc()
-    restoring = decision.get("restore") and not os.path.exists(
-        cold_mark(call.settings, decision["pod"]["uid"])
-    )
+    restoring = is_restoring(call, decision, sandbox_bundle(bundle, raw))
     if SANDBOX_MARK in raw:
         return restore_sandbox(call, decision) if restoring else start_plainly(call)
     if not restoring:
@@ -500,7 +515,7 @@ def start_restored(call: Call, bundle: str, decision: "dict[str, Any]", raw: byt
         call.tell(f"the restore failed and the Pod starts cold: {reason}")
         return code
     set_real_oom(call, bundle, decision)
-    started = os.path.join(sandbox_bundle(bundle, raw), "podsnap-started")
+    started = os.path.join(sandbox_bundle(bundle, raw), STARTED)
     os.makedirs(started, mode=0o700, exist_ok=True)
     with open(os.path.join(started, call.container), "w", encoding="utf-8"):
         pass

@@ -64,6 +64,16 @@ class AgentSettings:
         return self.state_dir / "staging"
 
     @property
+    def workload_dir(self) -> Path:
+        """Where runsc writes what workloads ask for, one directory a sandbox."""
+        return self.staging_dir / "workload"
+
+    @property
+    def cold_marks_dir(self) -> Path:
+        """Where the runtime notes Pods whose restore failed, one file a Pod."""
+        return self.runtime_state_dir / "cold"
+
+    @property
     def cache_dir(self) -> Path:
         """Where verified images lie ready for restores."""
         return self.state_dir / "cache"

@@ -7,8 +7,9 @@ import subprocess
 from typing import Any
 
 import pytest
-from conftest import World
+from cluster_world import World
 from kube_apiserver import ApiServer
+from yaml_scalars import SCALARS
 
 from backends.kube.client import (
     GIT_SOURCES,
@@ -303,6 +304,25 @@ def test_snapshots_are_selected_by_policy_name(
         api_server, toolchain, "get", "ps", "-n", world.namespace, selector, "-o", "name"
     )
     assert found.split() == ["podsnapshot.podsnapshot.gke.io/s2"]
+
+
+def test_kubectl_reads_scalars_as_our_table_says(toolchain: Toolchain) -> None:
+    """The table that our own reader is tested against is kubectl's, not a memory of it."""
+    lines = [f"  k{n}: {written}" for n, written in enumerate(SCALARS)]
+    text = "\n".join(
+        ["apiVersion: x.example/v1", "kind: X", "metadata: {name: x}", "data:", *lines]
+    )
+    argv = ["patch", "--local", "-f", "-", "--type=merge", "--patch={}", "--output=json"]
+    done = subprocess.run(
+        [str(toolchain.path("kubectl")), *argv],
+        input=text.encode(),
+        capture_output=True,
+        check=True,
+        timeout=LIMIT_S,
+    )
+    data = json.loads(done.stdout)["data"]
+    found = {written: data.get(f"k{n}") for n, written in enumerate(SCALARS)}
+    assert found == SCALARS
 
 
 # -- rights

@@ -5,7 +5,7 @@ import uuid
 from typing import Any
 
 import pytest
-from conftest import World, eventually
+from cluster_world import World, eventually
 
 from backends.kube.client import (
     POD_SNAPSHOT_MANUAL_TRIGGERS,

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import World, eventually
+from cluster_world import World, eventually
 from cut_line import CutLine
 from kube_apiserver import ApiServer
 

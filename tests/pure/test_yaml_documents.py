@@ -6,57 +6,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from yaml_scalars import SCALARS
 
 from schemas.documents import DEPTH_LIMIT, DocumentError, read_documents
-
-# Written in a file, and what kubectl sends to the server for it.
-SCALARS: dict[str, Any] = {
-    "0644": 420,
-    "0o644": 420,
-    "0x1F": 31,
-    "yes": True,
-    "on": True,
-    "y": True,
-    "No": False,
-    "off": False,
-    "true": True,
-    "12:30": "12:30",
-    "1e3": 1000,
-    "1_000": 1000,
-    "2026-01-01": "2026-01-01",
-    "2026-01-01T10:00:00Z": "2026-01-01T10:00:00Z",
-    "1.5": 1.5,
-    "-7": -7,
-    "+7": 7,
-    "0": 0,
-    "08": 8,
-    "~": None,
-    "null": None,
-    "": None,
-    '"yes"': "yes",
-    "'0644'": "0644",
-    "1.2.3": "1.2.3",
-    "10.0.0.1": "10.0.0.1",
-    "500m": "500m",
-    "1Gi": "1Gi",
-    ".hidden": ".hidden",
-    "0X1F": 31,
-    "0_8": 8,
-    "-0644": -420,
-    "+1e3": 1000,
-    "_1": "_1",
-    "++1": "++1",
-    "1e400": "1e400",
-    "0x-1": "0x-1",
-    "1٣": "1٣",
-    "=": "=",
-    "!!str yes": "yes",
-    "1-2": "1-2",
-    "30d": "30d",
-    "0xzz": "0xzz",
-    "!!str 0644": "0644",
-}
-
 
 def value_of(text: str) -> Any:  # noqa: ANN401 - any JSON value
     """Return what stands under ``value:``."""

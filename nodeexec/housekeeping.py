@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What nobody owns on this node is removed: images, attempts, marks of Pods that are gone.
+
+Only by comparison with the caches, and only what is older than a watch takes to catch up: a
+directory is made before the object or the record that explains it.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from backends.clock import Clock
+from nodeexec.cluster_view import ClusterView
+from nodeexec.node_cache import NodeCache
+from nodeexec.settings import AgentSettings
+
+_YOUNG_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Housekeeping:
+    """Sweeps the node's directories."""
+
+    settings: AgentSettings
+    view: ClusterView
+    cache: NodeCache
+    clock: Clock
+
+    def sweep(self, sandboxes: set[str]) -> None:
+        """Remove what no snapshot, sandbox or Pod of this node explains."""
+        self._workload_dirs(sandboxes)
+        self._cold_marks()
+        self._staging()
+        snapshots = {s.metadata.uid for s in self.view.snapshots.store.items()}
+        self.cache.evict_all_but(lambda uid: uid in snapshots)
+
+    def _workload_dirs(self, sandboxes: set[str]) -> None:
+        root = self.settings.workload_dir
+        for directory in root.iterdir() if root.is_dir() else ():
+            if directory.name not in sandboxes and self._is_old(directory):
+                shutil.rmtree(directory, ignore_errors=True)
+
+    def _cold_marks(self) -> None:
+        root = self.settings.cold_marks_dir
+        for mark in root.iterdir() if root.is_dir() else ():
+            if self.view.pods.store.by_uid(mark.name) is None and self._is_old(mark):
+                mark.unlink(missing_ok=True)
+
+    def _staging(self) -> None:
+        for directory in self.settings.staging_dir.iterdir():
+            if directory == self.settings.workload_dir or not self._is_old(directory):
+                continue
+            uid = directory.name.rpartition("-")[0]
+            owner = self.view.snapshots.store.by_uid(uid)
+            if owner is None or owner.metadata.is_deleting:
+                shutil.rmtree(directory, ignore_errors=True)
+
+    def _is_old(self, path: Path) -> bool:
+        try:
+            return self.clock.now().timestamp() - path.stat().st_mtime > _YOUNG_S
+        except FileNotFoundError:
+            return False

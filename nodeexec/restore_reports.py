@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How starts ended, told on the Pods: once each, also by an agent that was away meanwhile.
+
+What happened stands in files that the runtime wrote: the sandbox's record with the containers that
+started, and a mark for each restore that failed. So the report does not depend on who was asked.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from nodeexec.cluster_view import ClusterView
+from nodeexec.metrics import AgentMetrics
+from nodeexec.pod_reports import PodReports
+from nodeexec.restore_decision import RestoreDecider
+from nodeexec.runsc import Runsc, RunscError
+from nodeexec.sandboxes import PreparedSandbox, prepared_sandboxes, read_cold_mark
+from nodeexec.saves import SandboxLocks
+from nodeexec.settings import AgentSettings
+from statemachine.restore import Outcome
+
+_WAIT_FOR_RESTORE_S: Final = 120.0
+
+
+@dataclass(slots=True)
+class RestoreReports:
+    """Reports restores and fall-backs of this node."""
+
+    settings: AgentSettings
+    view: ClusterView
+    runsc: Runsc
+    decider: RestoreDecider
+    reports: PodReports
+    metrics: AgentMetrics
+    locks: SandboxLocks
+    _told: set[tuple[str, float]] = field(default_factory=set)
+
+    def restored(self, sandbox_id: str) -> bool:
+        """Report one restore that the runtime says is complete; returns whether it stands."""
+        for sandbox in prepared_sandboxes(self.settings.bundles_dir):
+            if sandbox.id == sandbox_id:
+                return self.report(sandbox)
+        return False
+
+    def report(self, sandbox: PreparedSandbox) -> bool:
+        """Wait until a sandbox's memory is back, and say so on its Pod."""
+        with self.locks.of(sandbox.id):
+            if sandbox.is_reported:
+                return True
+            pod = self.view.pod(sandbox.namespace, sandbox.pod_name, sandbox.pod_uid)
+            if pod is None:
+                return False
+            try:
+                self.runsc.wait_for_restore(sandbox.id, limit_s=_WAIT_FOR_RESTORE_S)
+            except RunscError as error:
+                self.reports.outcome(
+                    pod, Outcome.FELL_BACK, snapshot=sandbox.restored_from, reason=str(error)
+                )
+                return False
+            written = self.reports.outcome(pod, Outcome.RESTORED, snapshot=sandbox.restored_from)
+            if written:
+                sandbox.mark_reported()
+                self.metrics.restores.inc()
+        snapshot = self.view.snapshots.store.get(sandbox.namespace, sandbox.restored_from)
+        if snapshot is not None:
+            self.reports.accessed(snapshot)
+        return written
+
+    def fallbacks(self) -> None:
+        """Tell of every failed restore that the runtime left a mark of, once each."""
+        root = self.settings.cold_marks_dir
+        for mark in root.iterdir() if root.is_dir() else ():
+            cold = read_cold_mark(mark)
+            pod = self.view.pods.store.by_uid(mark.name)
+            if cold is None or pod is None or (mark.name, cold.at_s) in self._told:
+                continue
+            self._told.add((mark.name, cold.at_s))
+            self.decider.count_failure(pod, cold)
+            self.reports.outcome(pod, Outcome.FELL_BACK, snapshot=cold.snapshot, reason=cold.reason)
