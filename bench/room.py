@@ -217,6 +217,7 @@ class Room:
 def room(cluster: LocalCluster, name: str) -> Iterator[Room]:
     """Make a room and remove everything in it, whatever happens in between."""
     namespace = f"bench-{name}"
+    _remove(cluster, namespace)  # what a killed run left
     cluster.kubectl("create", "namespace", namespace)
     transport = Transport.from_kubeconfig(cluster.kubeconfig, user_agent=MANAGER)
     client = KubeClient(transport)
@@ -227,10 +228,14 @@ def room(cluster: LocalCluster, name: str) -> Iterator[Room]:
     finally:
         times.stop()
         transport.close()
-        flags = ("--ignore-not-found", "--wait", f"--timeout={CLEAN_LIMIT_S:.0f}s")
-        limit_s = CLEAN_LIMIT_S + 10
-        cluster.kubectl("delete", "namespace", namespace, *flags, limit_s=limit_s)
-        cluster.kubectl("delete", "pssc", namespace, *flags, limit_s=limit_s)
+        _remove(cluster, namespace)
+
+
+def _remove(cluster: LocalCluster, namespace: str) -> None:
+    flags = ("--ignore-not-found", "--wait", f"--timeout={CLEAN_LIMIT_S:.0f}s")
+    limit_s = CLEAN_LIMIT_S + 10
+    cluster.kubectl("delete", "namespace", namespace, *flags, limit_s=limit_s)
+    cluster.kubectl("delete", "pssc", namespace, *flags, limit_s=limit_s)
 
 
 def until(what: str, found: Callable[[], T | None], *, limit_s: float) -> T:

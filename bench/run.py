@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import click
@@ -82,41 +83,66 @@ def say(line: str) -> None:
 
 
 def load(cluster: LocalCluster, parts: Sequence[str]) -> None:
-    """Give the node the images that the parts need."""
+    """Bring the cluster up, unless it is, and give its node the images that the parts need."""
+    cluster.up()
     for example in sorted({_IMAGES[part] for part in parts if part in _IMAGES}):
         image = build_image(EXAMPLES / example, cache=default_cache(), progress=say)
         cluster.load(image.archive)
 
 
-def measure(cluster: LocalCluster, parts: Sequence[str]) -> bool:
-    """Run the parts and print the table; tell whether all went well and every target is met."""
-    figures: list[Figure] = []
-    broken: dict[str, str] = {}
-    load_before = os.getloadavg()[0]
-    if "up" not in parts:
-        cluster.up()
-        load(cluster, parts)
-    for part in parts:
-        click.secho(f"\n== {part}", bold=True)
+class Run:
+    """The figures of one run, and what broke."""
+
+    def __init__(self, cluster: LocalCluster, parts: Sequence[str]) -> None:
+        """Nothing is measured yet."""
+        self.cluster = cluster
+        self.parts = parts
+        self.figures: list[Figure] = []
+        self.broken: dict[str, str] = {}
+        self.load_before = os.getloadavg()[0]
+
+    @property
+    def is_good(self) -> bool:
+        """Whether everything was measured and every target is met."""
+        return not self.broken and all(f.is_met is not False for f in self.figures)
+
+    def measure(self) -> None:
+        """Run the parts; what one found is kept before the next begins."""
+        loaded = False
+        for part in self.parts:
+            if part != "up" and not loaded:
+                loaded = self.attempt("cluster", lambda: load(self.cluster, self.parts))
+                if not loaded:
+                    return
+            self.attempt(part, partial(self._one, part))
+
+    def _one(self, part: str) -> None:
+        self.figures += PARTS[part](self.cluster, say)
+
+    def attempt(self, what: str, step: Callable[[], None]) -> bool:
+        """Do a step and tell how long it took; tell whether it went well."""
+        click.secho(f"\n== {what}", bold=True)
         began_s = time.monotonic()
         try:
-            figures += PARTS[part](cluster, say)
-            if part == "up":
-                load(cluster, parts)
+            step()
         except ERRORS as error:
-            broken[part] = str(error)
+            self.broken[what] = str(error)
             click.secho(f"   broken: {error}", fg="red", err=True)
         say(f"{time.monotonic() - began_s:.0f} s")
-        report.write(RESULT, report.result(figures, broken, load_before=load_before))
-    click.echo()
-    for line in [*report.table(figures), "", *report.notes(figures)]:
-        say(line)
-    for part, why in broken.items():
-        click.secho(f"   {part} is broken: {why}", fg="red", err=True)
-    say("")
-    say(f"load {load_before:.1f} before, {os.getloadavg()[0]:.1f} after, {os.cpu_count()} cores")
-    say(f"kept in {RESULT}")
-    return not broken and all(figure.is_met is not False for figure in figures)
+        tree = report.result(self.figures, self.broken, load_before=self.load_before)
+        report.write(RESULT, tree)
+        return what not in self.broken
+
+    def show(self) -> None:
+        """Print the table."""
+        click.echo()
+        for line in [*report.table(self.figures), "", *report.notes(self.figures), ""]:
+            say(line)
+        for part, why in self.broken.items():
+            click.secho(f"   {part} is broken: {why}", fg="red", err=True)
+        load_after, cores = os.getloadavg()[0], os.cpu_count()
+        say(f"load {self.load_before:.1f} before, {load_after:.1f} after, {cores} cores")
+        say(f"kept in {RESULT}")
 
 
 @click.command()
@@ -125,13 +151,14 @@ def measure(cluster: LocalCluster, parts: Sequence[str]) -> bool:
 def main(parts: tuple[str, ...], *, keep: bool) -> None:
     """Measure PARTS, or everything; the exit code is 1 if a target is missed."""
     cluster = LocalCluster(CLUSTER, progress=say)
-    chosen = [part for part in PARTS if part in parts or not parts]
+    run = Run(cluster, [part for part in PARTS if part in parts or not parts])
     try:
-        good = measure(cluster, chosen)
+        run.measure()
+        run.show()
     finally:
         if not keep:
             cluster.down()
-    sys.exit(0 if good else 1)
+    sys.exit(0 if run.is_good else 1)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ class RuntimeCalls:
     @property
     def copied(self) -> Path:
         """The copy that becomes a program which does nothing."""
-        return self._directory / "podsnap-runtime"
+        return self._directory / "runtime" / "podsnap-runtime"
 
     def copy(self) -> None:
         """Make the copy.
@@ -96,12 +96,16 @@ class RuntimeCalls:
         settings = self.installed.with_name("podsnap-runtime.conf")
         if not settings.exists():
             raise BenchError(f"{settings} is missing: podsnap is not installed on the node")
-        self._directory.mkdir(mode=0o700, exist_ok=True)
-        shutil.copy(self.installed, self.copied)
+        shutil.rmtree(self.copied.parent, ignore_errors=True)
+        shutil.copytree(self.installed.parent, self.copied.parent)
+        # The launcher names the directory of its module.
+        old, new = str(self.installed.parent), str(self.copied.parent)
+        launcher = self.installed.read_text(encoding="utf-8")
+        self.copied.write_text(launcher.replace(old, new), encoding="utf-8")
         lines = settings.read_text(encoding="utf-8").splitlines()
         changed = [f"runsc={NOTHING}" if line.startswith("runsc=") else line for line in lines]
         text = "\n".join(changed) + "\n"
-        self.copied.with_name("podsnap-runtime.conf").write_text(text, encoding="utf-8")
+        self.copied.with_name(settings.name).write_text(text, encoding="utf-8")
 
     def run(self, cases: Iterable[Case], *, rounds: int) -> list[Timed]:
         """Time the cases on the node.

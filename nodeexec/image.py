@@ -57,10 +57,10 @@ def inspect(directory: Path) -> ImageInfo:
         magic = file.read(8)
         if magic != _MAGIC:
             raise ImageError(f"{STATE_FILE} does not begin like a gVisor state file")
-        (length,) = struct.unpack(">Q", file.read(8))
-        if length > _HEADER_LIMIT_BYTES:
-            raise ImageError(f"{STATE_FILE} claims a header of {length} bytes")
         try:
+            (length,) = struct.unpack(">Q", file.read(8))
+            if length > _HEADER_LIMIT_BYTES:
+                raise ImageError(f"{STATE_FILE} claims a header of {length} bytes")
             header = json.loads(file.read(length))
             specs = json.loads(header.get("container_specs") or "{}")
             return ImageInfo(
@@ -69,7 +69,7 @@ def inspect(directory: Path) -> ImageInfo:
                 container_names=tuple(sorted(specs)),
                 public={k: header[k] for k in _PUBLIC_KEYS if k in header},
             )
-        except (ValueError, KeyError) as error:
+        except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ImageError(f"the header of {STATE_FILE} cannot be read ({error!r})") from error
 
 

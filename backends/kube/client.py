@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from backends.kube.errors import Conflict, ServerUnavailable
-from backends.kube.transport import DEFAULT_LIMIT_S, Stream, Transport
+from backends.kube.transport import APPLY, DEFAULT_LIMIT_S, Stream, Transport
 
 _PAGE: Final = "500"
 _SAME_OBJECT_ATTEMPTS: Final = 8
@@ -231,7 +231,7 @@ class KubeClient:
             ),
             params=params,
             body=body,
-            content_type="application/apply-patch+yaml",
+            content_type=APPLY,
         )
 
     def merge_patch(

@@ -28,8 +28,9 @@ import tenacity
 from backends.kube.errors import ApiError, ServerUnavailable, TooManyRequests, from_status
 
 DEFAULT_LIMIT_S: Final = 10.0
+APPLY: Final = "application/apply-patch+yaml"
 _CONNECT_LIMIT_S: Final = 3.0
-_GET_ATTEMPTS: Final = 3
+_ATTEMPTS: Final = 6
 _SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
@@ -108,9 +109,12 @@ class Transport:
         def send() -> dict[str, Any]:
             return self._send(method, path, params, body, content_type, timeout_s)
 
-        if method != "GET" or timeout_s < _CONNECT_LIMIT_S:
+        # An apply says what should be, so saying it twice is as good; other writes are not sent
+        # again, and neither is a question whose answer is wanted at once.
+        repeatable = method == "GET" or content_type == APPLY
+        if not repeatable or timeout_s < _CONNECT_LIMIT_S:
             return send()
-        return _retrying_get(send)
+        return _retrying(send)
 
     def stream(self, path: str, *, params: Mapping[str, str], read_timeout_s: float) -> "Stream":
         """Open a watch.
@@ -332,16 +336,16 @@ def _retry_wait_s(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
     if isinstance(error, ApiError) and error.retry_after_s:
         return min(error.retry_after_s, DEFAULT_LIMIT_S)
-    return float(tenacity.wait_random_exponential(multiplier=0.1, max=1.0)(state))
+    return float(tenacity.wait_random_exponential(multiplier=0.1, max=2.0)(state))
 
 
 @tenacity.retry(
-    stop=tenacity.stop_after_attempt(_GET_ATTEMPTS),
+    stop=tenacity.stop_after_attempt(_ATTEMPTS),
     wait=_retry_wait_s,
     retry=tenacity.retry_if_exception_type((ServerUnavailable, TooManyRequests)),
     reraise=True,
 )
-def _retrying_get(send: "Any") -> dict[str, Any]:  # noqa: ANN401 - a closure of request()
+def _retrying(send: "Any") -> dict[str, Any]:  # noqa: ANN401 - a closure of request()
     answer: dict[str, Any] = send()
     return answer
 

@@ -74,6 +74,7 @@ class LocalDirStore:
     def stat(self, name: str, *, generation: int | None = None) -> ObjectInfo | None:
         """Return what is known of an object."""
         with self._errors(name):
+            self._require_bucket()  # a bucket that is away must not look like lost objects
             info = self._info(name, self._path(name))
             if info is None or generation not in {None, info.generation}:
                 return None
@@ -130,6 +131,7 @@ class LocalDirStore:
     def delete(self, name: str, *, if_generation_match: int) -> None:
         """Delete one generation of an object."""
         path = self._path(name)
+        self._require_bucket()
         with self._errors(name), self._locked():
             info = self._info(name, path)
             if info is None:

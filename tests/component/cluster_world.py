@@ -32,6 +32,7 @@ PLURALS = {
     "ServiceAccount": "/v1/serviceaccounts",
 }
 
+
 def eventually(holds: Callable[[], Any], what: str) -> Any:  # noqa: ANN401 - what the condition returns
     """Wait, bounded, until a condition returns something true, and return that."""
     never = threading.Event()
@@ -166,5 +167,3 @@ class World:
     def snapshots(self) -> list[dict[str, Any]]:
         """Return the namespace's PodSnapshots."""
         return self.admin.list(POD_SNAPSHOTS, namespace=self.namespace)[0]
-
-

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 # Tests are no package; the clock and the table of scalars lie with the pure tests.
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "pure")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "pure"))
+sys.path.insert(0, str(Path(__file__).parent))
 
 from cluster_world import PLURALS, World, eventually, resource_of
 from kube_apiserver import ApiServer, run_apiserver
@@ -28,6 +29,8 @@ from schemas.crd_validation import crd_texts
 from schemas.names import SYSTEM_NAMESPACE
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
+
+
 @pytest.fixture(scope="session")
 def toolchain() -> Toolchain:
     """The real programs; skips where they were not built."""

@@ -81,6 +81,4 @@ def make_snapshot(world: World, agent: KubeClient, name: str) -> dict[str, Any]:
         "conditions": conditions,
         "podsnap": {"version": 1, "capture": record.to_object()},
     }
-    return agent.apply(
-        POD_SNAPSHOTS, body, field_manager=CAPTURE_MANAGER, subresource="status"
-    )
+    return agent.apply(POD_SNAPSHOTS, body, field_manager=CAPTURE_MANAGER, subresource="status")

@@ -44,7 +44,10 @@ def test_what_happened_while_nobody_led_is_made_good(
     with leading(controller_client, bucket_root):
         for name in (gone, kept):
             make_snapshot(world, agent_client, name)
-            eventually(lambda n=name: ready(world, n) == "AllSnapshotsAvailable", "available")
+        eventually(
+            lambda: {ready(world, gone), ready(world, kept)} == {"AllSnapshotsAvailable"},
+            "both are available",
+        )
         world.trigger("answered", "no-such-pod")
         eventually(
             lambda: world.condition(POD_SNAPSHOT_MANUAL_TRIGGERS, "answered", "Triggered"),

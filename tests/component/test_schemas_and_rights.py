@@ -202,9 +202,7 @@ def test_the_api_refuses_what_the_contract_forbids(world: World, what: str) -> N
 
 def test_defaults_are_those_of_the_contract(world: World) -> None:
     """A policy and a storage config read back complete."""
-    spec = changed(
-        POLICY, **{f"{GROUP}__labels": ["a"], f"{GROUP}__groupRetentionPolicy": {}}
-    )
+    spec = changed(POLICY, **{f"{GROUP}__labels": ["a"], f"{GROUP}__groupRetentionPolicy": {}})
     made = world.create(P, body_of(world, P, spec))["spec"]
     assert made["triggerConfig"]["postCheckpoint"] == "resume"
     assert made["snapshotScope"] == "whole-pod"
@@ -447,15 +445,11 @@ def test_applying_the_status_of_a_deleted_object_does_not_bring_it_back(
     world.admin.delete(POD_SNAPSHOTS, "s", namespace=world.namespace)
     late = status_body(world, uid, "InProgress")
     with pytest.raises(NotFound):
-        agent_client.apply(
-            POD_SNAPSHOTS, late, field_manager=CAPTURE_MANAGER, subresource="status"
-        )
+        agent_client.apply(POD_SNAPSHOTS, late, field_manager=CAPTURE_MANAGER, subresource="status")
     assert world.get(POD_SNAPSHOTS, "s") is None
     world.create(POD_SNAPSHOTS, body)
     with pytest.raises(Conflict):
-        agent_client.apply(
-            POD_SNAPSHOTS, late, field_manager=CAPTURE_MANAGER, subresource="status"
-        )
+        agent_client.apply(POD_SNAPSHOTS, late, field_manager=CAPTURE_MANAGER, subresource="status")
     assert "status" not in (world.get(POD_SNAPSHOTS, "s") or {})
 
 

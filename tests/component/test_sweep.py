@@ -151,9 +151,7 @@ def test_bytes_that_were_written_anew_wait_anew(
     clock.step(21)
     store = LocalDirStore(world.bucket)
     (info,) = store.list("snapshots/")
-    store.put_bytes(
-        info.name, b"new", if_generation_match=info.generation, metadata=info.metadata
-    )
+    store.put_bytes(info.name, b"new", if_generation_match=info.generation, metadata=info.metadata)
     sweep(sweeper, world)
     assert len(stored(world)) == 1
     clock.step(21)

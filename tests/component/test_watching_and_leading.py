@@ -112,7 +112,7 @@ def test_a_cache_follows_the_server(world: World, watching: Watching) -> None:
     remove(world, "before")
     eventually(lambda: names(reflector) == {"later"}, "the delete")
     assert [t for t in told if t[1] == "before"] == [("new", "before"), ("gone", "before")]
-    assert [t for t in told if t[1] == "later"][0] == ("new", "later")
+    assert next(t for t in told if t[1] == "later") == ("new", "later")
     assert reflector.seconds_since_contact() < 10
 
 

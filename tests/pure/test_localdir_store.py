@@ -182,7 +182,13 @@ def test_rotten_bytes_are_found_by_a_download(store: LocalDirStore, tmp_path: Pa
 def test_a_missing_bucket_is_told_with_advice(tmp_path: Path) -> None:
     """It is not created by accident."""
     store = LocalDirStore(tmp_path / "none")
-    for attempt in (store.check_writable, lambda: put(store, "a"), lambda: names(store)):
+    for attempt in (
+        store.check_writable,
+        lambda: put(store, "a"),
+        lambda: names(store),
+        lambda: store.stat("a"),
+        lambda: store.delete("a", if_generation_match=1),
+    ):
         with pytest.raises(BucketMissing, match="mkdir"):
             attempt()
     assert not (tmp_path / "none").exists()

@@ -10,6 +10,7 @@ from yaml_scalars import SCALARS
 
 from schemas.documents import DEPTH_LIMIT, DocumentError, read_documents
 
+
 def value_of(text: str) -> Any:  # noqa: ANN401 - any JSON value
     """Return what stands under ``value:``."""
     (document,) = read_documents("f.yaml", f"value: {text}\n".encode())

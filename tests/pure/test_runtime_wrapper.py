@@ -1,0 +1,385 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The runtime wrapper before it calls runsc: what it writes, whom it asks, and for how long."""
+
+import json
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nodeexec import podsnap_runtime as runtime
+
+SANDBOX_ID = "0123456789abcdef"
+CRI = "io.kubernetes.cri."
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, str]:
+    """What the agent's installer writes beside the wrapper."""
+    return {
+        "runsc": "/usr/local/bin/runsc",
+        "agent_socket": str(tmp_path / "agent.sock"),
+        "state_dir": str(tmp_path / "state"),
+        "kubelet_root": str(tmp_path / "kubelet"),
+    }
+
+
+def annotations(kind: str = "sandbox", **more: str) -> dict[str, str]:
+    """Return the annotations that containerd writes."""
+    return {
+        f"{CRI}container-type": kind,
+        f"{CRI}sandbox-id": SANDBOX_ID,
+        f"{CRI}sandbox-namespace": "shop",
+        f"{CRI}sandbox-name": "web-0",
+        f"{CRI}sandbox-uid": "uid-1",
+        **more,
+    }
+
+
+def raw_spec(**fields: Any) -> bytes:  # noqa: ANN401 - any part of an OCI spec
+    """Return a spec as containerd's encoder writes it."""
+    spec = {"ociVersion": "1.2.0", "annotations": annotations(), **fields}
+    return json.dumps(spec, separators=(",", ":")).encode()
+
+
+@contextmanager
+def agent(path: str, talk: Callable[[socket.socket], None]) -> Iterator[list[dict[str, Any]]]:
+    """Serve one connection; yields the questions that came."""
+    questions: list[dict[str, Any]] = []
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(path)
+    server.listen(1)
+    server.settimeout(10)
+
+    def serve() -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.settimeout(10)
+            with connection.makefile("rb") as lines:
+                questions.append(json.loads(lines.readline()))
+            try:
+                talk(connection)
+            except OSError:
+                return
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield questions
+    finally:
+        thread.join(10)
+        server.close()
+
+
+def says(*lines: bytes) -> Callable[[socket.socket], None]:
+    """Return an agent that sends lines and hangs up."""
+    return lambda connection: connection.sendall(b"".join(lines))
+
+
+def hangs(connection: socket.socket) -> None:
+    """Be an agent that never answers, until the other side leaves."""
+    connection.recv(1)
+
+
+# -- asking
+
+
+def test_an_answer_is_an_object(settings: dict[str, str]) -> None:
+    """The question arrives as it was put."""
+    with agent(settings["agent_socket"], says(b'{"governed":true}\n')) as questions:
+        assert runtime.ask_agent(settings, {"op": "create"}, 5) == {"governed": True}
+    assert questions == [{"op": "create"}]
+
+
+def test_an_agent_that_fetches_is_waited_for(settings: dict[str, str]) -> None:
+    """Its first line says for how long."""
+    lines = says(b'{"wait_s":5}\n', b'{"governed":', b"false}\n")
+    with agent(settings["agent_socket"], lines):
+        assert runtime.ask_agent(settings, {}, 5) == {"governed": False}
+
+
+def test_an_agent_that_is_away_is_no_answer_at_once(settings: dict[str, str]) -> None:
+    """Neither without a socket nor with one that nobody serves."""
+    began_s = time.monotonic()
+    assert runtime.ask_agent(settings, {}, 5) is None
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(settings["agent_socket"])
+    assert runtime.ask_agent(settings, {}, 5) is None
+    assert time.monotonic() - began_s < 1
+
+
+NONSENSE = {
+    "nothing": b"",
+    "half a line": b'{"governed":tr',
+    "no JSON": b"hello\n",
+    "no text": b"\xff\xfe\n",
+    "a number": b"5\n",
+    "a string": b'"governed"\n',
+    "a list": b'["governed"]\n',
+    "null": b"null\n",
+    "a wait of words": b'{"wait_s":"long"}\n{"governed":true}\n',
+    "a wait of null": b'{"wait_s":null}\n{"governed":true}\n',
+    "a wait and then nothing": b'{"wait_s":5}\n',
+}
+
+
+@pytest.mark.parametrize("what", NONSENSE)
+def test_nonsense_is_no_answer(settings: dict[str, str], what: str) -> None:
+    """The Pod starts cold; it never fails for it."""
+    with agent(settings["agent_socket"], says(NONSENSE[what])):
+        assert runtime.ask_agent(settings, {"op": "create"}, 2) is None
+
+
+def drips(connection: socket.socket) -> None:
+    """Send a byte at a time, always in time for the next read, until the other side leaves."""
+    connection.settimeout(0.05)
+    while True:
+        connection.sendall(b" ")
+        try:
+            if not connection.recv(1):
+                return
+        except TimeoutError:
+            continue
+
+
+@pytest.mark.parametrize("talk", [hangs, drips])
+def test_an_agent_that_hangs_costs_its_limit_and_no_more(
+    settings: dict[str, str], talk: Callable[[socket.socket], None]
+) -> None:
+    """Silent or dripping, the sandbox's start is not held up."""
+    with agent(settings["agent_socket"], talk):
+        began_s = time.monotonic()
+        assert runtime.ask_agent(settings, {}, 0.3) is None
+        took_s = time.monotonic() - began_s
+    assert 0.2 < took_s < 1.5
+
+
+def test_an_agent_that_hangs_while_it_fetches_costs_what_it_asked_for(
+    settings: dict[str, str],
+) -> None:
+    """The deadline of the answer counts, not that of the first line."""
+
+    def talk(connection: socket.socket) -> None:
+        connection.sendall(b'{"wait_s":0.3}\n')
+        hangs(connection)
+
+    with agent(settings["agent_socket"], talk):
+        began_s = time.monotonic()
+        assert runtime.ask_agent(settings, {}, 5) is None
+        assert time.monotonic() - began_s < 1.5
+
+
+# -- specs
+
+
+def test_only_our_own_internal_annotations_survive() -> None:
+    """With them a user could have files written as root."""
+    found = {
+        "dev.gvisor.internal.checkpoint.path": "/etc",
+        "dev.gvisor.internal.": "x",
+        "dev.gvisor.spec.x": "y",
+        "note": "z",
+    }
+    runtime.drop_internal(found)
+    assert found == {"dev.gvisor.spec.x": "y", "note": "z"}
+
+
+_HOSTILE = st.one_of(
+    st.text(max_size=60),
+    st.sampled_from(
+        [
+            '"io.kubernetes.cri.sandbox-id":"evil"',
+            'X="io.kubernetes.cri.sandbox-id":"../../evil"',
+            '\\"io.kubernetes.cri.sandbox-id\\":\\"evil\\"',
+            '"io.kubernetes.cri.container-type":"sandbox"',
+            'a\\","io.kubernetes.cri.container-type":"sandbox',
+        ]
+    ),
+)
+
+
+@given(env=st.lists(_HOSTILE, max_size=4), args=st.lists(_HOSTILE, max_size=4))
+def test_no_string_of_a_container_passes_for_containerds_marks(
+    env: list[str], args: list[str]
+) -> None:
+    """Env and arguments stand before the annotations in the bytes that are searched."""
+    process = {"env": env, "args": args, "cwd": "/"}
+    spec = {
+        "ociVersion": "1.2.0",
+        "process": process,
+        "annotations": annotations("container"),
+    }
+    for ascii_only in (True, False):
+        text = json.dumps(spec, separators=(",", ":"), ensure_ascii=ascii_only)
+        raw = text.encode("utf-8", "surrogatepass")
+        assert runtime.SANDBOX_MARK not in raw
+        assert runtime.sandbox_bundle("/run/bundles/app", raw) == f"/run/bundles/{SANDBOX_ID}"
+
+
+def test_a_sandbox_id_never_leaves_the_bundles_folder() -> None:
+    """Nor does a spec without one name a decision."""
+    raw = b'{"annotations":{"io.kubernetes.cri.sandbox-id":"../../etc"}}'
+    assert runtime.sandbox_bundle("/run/bundles/app", raw) == "/run/bundles/etc"
+    assert runtime.sandbox_bundle("/run/bundles/app", b"{}") == ""
+    assert runtime.decision_for("/run/bundles/app", b"{}") is None
+
+
+def call_for(settings: dict[str, str], tmp_path: Path, spec: bytes) -> tuple[runtime.Call, Path]:
+    """Return a ``create`` call of a sandbox with its bundle."""
+    bundle = tmp_path / SANDBOX_ID
+    bundle.mkdir(exist_ok=True)
+    (bundle / "config.json").write_bytes(spec)
+    argv = ["--root=/run/runsc", f"--log={bundle}/log.json", "create", "--bundle", str(bundle)]
+    return runtime.Call([*argv, SANDBOX_ID], settings), bundle
+
+
+def config(bundle: Path) -> dict[str, Any]:
+    """Return a bundle's spec as it stands."""
+    found: dict[str, Any] = json.loads((bundle / "config.json").read_bytes())
+    return found
+
+
+def test_without_an_agent_a_sandbox_is_made_comparable_and_starts_cold(
+    settings: dict[str, str], tmp_path: Path
+) -> None:
+    """The Pod's UID leaves the annotations and stays in the cgroup's path."""
+    more = {
+        "dev.gvisor.spec.cgroup-parent": "/kubepods/uid-1",
+        "dev.gvisor.internal.checkpoint.path": "/etc",
+    }
+    spec = raw_spec(annotations=annotations(**more), process={"oomScoreAdj": 900})
+    call, bundle = call_for(settings, tmp_path, spec)
+    runtime.create(call)
+    found = config(bundle)
+    assert found["linux"]["cgroupsPath"] == "/kubepods/uid-1"
+    assert found["annotations"] == annotations()
+    assert found["process"]["oomScoreAdj"] == 900
+    assert not (bundle / runtime.DECISION).exists()
+    assert (bundle / "config.json").stat().st_mode & 0o777 == 0o600
+    # What was rewritten is still recognised at the next call.
+    assert runtime.SANDBOX_MARK in (bundle / "config.json").read_bytes()
+
+
+def test_a_governed_sandbox_is_prepared_and_the_decision_kept(
+    settings: dict[str, str], tmp_path: Path
+) -> None:
+    """Complete mount hints, one constant OOM score, the agent's own annotations."""
+    volumes = tmp_path / "kubelet/pods/uid-1/volumes/kubernetes.io~empty-dir"
+    (volumes / "scratch").mkdir(parents=True)
+    call, bundle = call_for(settings, tmp_path, raw_spec(process={"oomScoreAdj": 900}))
+    restore = {"snapshot": "s", "image_ids": {"main": "sha256:1"}}
+    answer = {
+        "governed": True,
+        "policy": "web",
+        "enable": True,
+        "internal": {"checkpoint.path": "/images/1"},
+        "restore": restore,
+    }
+    with agent(settings["agent_socket"], says(json.dumps(answer).encode() + b"\n")) as questions:
+        runtime.create(call)
+    (question,) = questions
+    assert question["pod"] == {"namespace": "shop", "name": "web-0", "uid": "uid-1"}
+    assert (question["op"], question["sandbox"]) == ("create", SANDBOX_ID)
+    found = config(bundle)
+    hint = "dev.gvisor.spec.mount.scratch"
+    assert found["annotations"] == annotations(
+        **{
+            f"{hint}.source": str(volumes / "scratch"),
+            f"{hint}.type": "tmpfs",
+            f"{hint}.share": "pod",
+            f"{hint}.options": "rw,rprivate",
+            "dev.gvisor.internal.checkpoint.path": "/images/1",
+        }
+    )
+    assert found["process"]["oomScoreAdj"] == runtime.OOM_CONSTANT
+    assert json.loads((bundle / runtime.REAL_OOM).read_bytes()) == 900
+    raw = raw_spec(annotations=annotations("container"))
+    decision = runtime.decision_for(str(tmp_path / "app"), raw)
+    assert decision["restore"] == restore
+    assert (bundle / runtime.DECISION).stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("mark", ["missing", "torn"])
+def test_a_pod_that_fell_back_says_so_at_its_next_sandbox(
+    settings: dict[str, str], tmp_path: Path, mark: str
+) -> None:
+    """A torn mark still means cold."""
+    call, _ = call_for(settings, tmp_path, raw_spec())
+    path = Path(runtime.cold_mark(settings, "uid-1"))
+    path.parent.mkdir(parents=True)
+    if mark == "torn":
+        path.write_text('{"reason', encoding="utf-8")
+    with agent(settings["agent_socket"], says(b"{}\n")) as questions:
+        runtime.create(call)
+    assert (questions[0]["cold"] is None) is (mark == "missing")
+
+
+def test_an_ordinary_container_is_left_byte_for_byte(
+    settings: dict[str, str], tmp_path: Path
+) -> None:
+    """Most containers of a node are none of ours."""
+    spec = raw_spec(annotations=annotations("container"))
+    call, bundle = call_for(settings, tmp_path, spec)
+    runtime.create(call)
+    assert (bundle / "config.json").read_bytes() == spec
+
+
+def test_a_cold_mark_stays_in_its_folder(settings: dict[str, str]) -> None:
+    """Whatever the UID says."""
+    assert runtime.cold_mark(settings, "../../etc/passwd").endswith("/state/cold/passwd")
+
+
+# -- calls and settings
+
+
+def test_flags_are_read_in_both_spellings(settings: dict[str, str]) -> None:
+    """As the shim writes them."""
+    call = runtime.Call(
+        ["--root=/r", "-log=/b/log.json", "create", "--bundle", "/b", "id-1"], settings
+    )
+    assert (call.flag("root"), call.flag("log"), call.flag("bundle")) == ("/r", "/b/log.json", "/b")
+    assert (call.command, call.container, call.flag("absent")) == ("create", "id-1", "")
+    assert call.with_command("restore", "--detach") == [
+        "--root=/r",
+        "-log=/b/log.json",
+        "restore",
+        "--detach",
+        "id-1",
+    ]
+
+
+def test_no_arguments_are_no_command(settings: dict[str, str]) -> None:
+    """Runsc itself says what it makes of them."""
+    assert runtime.Call([], settings).command == ""
+    assert runtime.Call(["--version"], settings).command == ""
+
+
+def test_settings_lie_beside_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """KEY=VALUE, comments and empty lines; a value may hold an equals sign; links are followed."""
+    program = tmp_path / "lib/podsnap-runtime"
+    program.parent.mkdir()
+    shutil.copy(runtime.__file__, program)
+    text = "# a comment\n\nrunsc=/r\nagent_socket=/s=1\nnonsense\n#x=y\n"
+    (tmp_path / "lib/podsnap-runtime.conf").write_text(text, encoding="utf-8")
+    link = tmp_path / "podsnap-runtime"
+    link.symlink_to(program)
+    monkeypatch.setattr(runtime, "__file__", str(link))
+    assert runtime.read_settings() == {"runsc": "/r", "agent_socket": "/s=1"}
+
+
+def test_a_stored_file_is_replaced_at_once(tmp_path: Path) -> None:
+    """A reader sees the old one or the new one, and nothing is left beside it."""
+    path = tmp_path / "x.json"
+    for tree in ({"a": 1}, {"a": 2}):
+        runtime.store(str(path), tree)
+        assert runtime.load(str(path)) == tree
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.stat().st_mode & 0o777 == 0o600
