@@ -184,6 +184,7 @@ class KubeClient:
                 resource, body, field_manager=field_manager, subresource=subresource, force=force
             )
         # The status of a custom kind takes any UID; only resourceVersion is compared.
+        last: ServerUnavailable | None = None
         for _ in range(_SAME_OBJECT_ATTEMPTS):
             live = self.get(resource, metadata["name"], namespace=metadata.get("namespace"))
             if live["metadata"]["uid"] != metadata["uid"]:
@@ -204,10 +205,12 @@ class KubeClient:
             except Conflict as error:
                 if error.details.get("causes"):
                     raise  # a field is somebody else's
+            except ServerUnavailable as error:
+                last = error  # perhaps written, perhaps not: the next look at the object tells
         raise ServerUnavailable(
             f"{resource.kind} {metadata['name']} changed {_SAME_OBJECT_ATTEMPTS} times between "
             "reading and writing it; try again later"
-        )
+        ) from last
 
     def _apply(
         self,

@@ -109,9 +109,11 @@ class Transport:
         def send() -> dict[str, Any]:
             return self._send(method, path, params, body, content_type, timeout_s)
 
-        # An apply says what should be, so saying it twice is as good; other writes are not sent
-        # again, and neither is a question whose answer is wanted at once.
-        repeatable = method == "GET" or content_type == APPLY
+        # An unpinned apply says what should be, so saying it twice is as good. A pinned one whose
+        # answer was lost would meet its own write; other writes are not sent again either, nor a
+        # question whose answer is wanted at once.
+        pinned = bool(body) and "resourceVersion" in body.get("metadata", {})
+        repeatable = method == "GET" or (content_type == APPLY and not pinned)
         if not repeatable or timeout_s < _CONNECT_LIMIT_S:
             return send()
         return _retrying(send)
