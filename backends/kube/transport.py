@@ -112,7 +112,7 @@ class Transport:
         # An unpinned apply says what should be, so saying it twice is as good. A pinned one whose
         # answer was lost would meet its own write; other writes are not sent again either, nor a
         # question whose answer is wanted at once.
-        pinned = bool(body) and "resourceVersion" in body.get("metadata", {})
+        pinned = isinstance(body, Mapping) and "resourceVersion" in (body.get("metadata") or {})
         repeatable = method == "GET" or (content_type == APPLY and not pinned)
         if not repeatable or timeout_s < _CONNECT_LIMIT_S:
             return send()
