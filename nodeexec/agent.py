@@ -189,6 +189,8 @@ class Agent:
             if decision.pod is None:
                 log.info("a sandbox starts cold: %s", decision.reason)
             return
+        if decision.outcome is not Outcome.RESTORED:
+            self._reports.forget_restore(decision.pod)
         if decision.outcome is Outcome.COLD_DESPITE_SNAPSHOT:
             self._reports.outcome(decision.pod, decision.outcome, reason=decision.reason)
         if decision.outcome is Outcome.FELL_BACK:
@@ -230,11 +232,9 @@ class Agent:
 
     def _is_gone(self, snapshot: Snapshot) -> bool:
         now = self._view.snapshots.store.get(*snapshot.metadata.key)
-        return (
-            now is not None
-            and now.metadata.uid == snapshot.metadata.uid
-            and now.metadata.is_deleting
-        )
+        if now is None or now.metadata.uid != snapshot.metadata.uid:
+            return True
+        return now.metadata.is_deleting or bool(now.capture and now.capture.failure)
 
     # -- workloads that save themselves
 
@@ -274,6 +274,7 @@ class Agent:
         self._restores.fallbacks()
         self._housekeeping.sweep(alive)
         self._locks.keep_only(alive)
+        self._saves.drop_unwanted_workload_saves(self._clock.now().timestamp())
         self._saves.forget_all_but({s.metadata.uid for s in self._view.snapshots.store.items()})
         self._queue_waiting()
 

@@ -9,11 +9,12 @@ The trap: a killed runsc client does not stop the save. A directory is therefore
 and one of a save that passed its deadline is removed only after the client has really ended.
 """
 
+import contextlib
 import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -21,7 +22,7 @@ from typing import Final
 from opentelemetry import trace
 
 from backends.clock import Clock
-from backends.kube.errors import AlreadyExists, ApiError, Conflict, NotFound
+from backends.kube.errors import AlreadyExists, Conflict, NotFound
 from backends.objects.interface import ObjectStore, StoreError
 from nodeexec.capture_status import CaptureStatus
 from nodeexec.image import ImageError, ImageInfo, inspect, seal
@@ -99,11 +100,8 @@ class Capturer:
             StoppedError: the snapshot is not ours any more.
         """
         snapshot, record = self._claim(job, attempt)
-        try:
+        with self._failing(snapshot, record):
             return self._save(job, snapshot, record)
-        except CaptureFailed as failed:
-            self._fail(snapshot, record, failed.failure)
-            raise
 
     def _save(
         self, job: CaptureJob, snapshot: Snapshot, record: CaptureRecord
@@ -130,12 +128,9 @@ class Capturer:
         snapshot, record = self._claim(job, attempt)
         directory = self.directory(snapshot, attempt)
         shutil.rmtree(directory, ignore_errors=True)
-        try:
+        with self._failing(snapshot, record):
             written.rename(directory)
             return self._sealed(job, snapshot, record, directory, checkpoint_s=0.0)
-        except CaptureFailed as failed:
-            self._fail(snapshot, record, failed.failure)
-            raise
 
     def _claim(self, job: CaptureJob, attempt: int) -> tuple[Snapshot, CaptureRecord]:
         record = CaptureRecord(
@@ -196,22 +191,23 @@ class Capturer:
             CaptureFailed: the bucket refused, or the sealed image is gone; that is recorded.
             StoppedError: the snapshot is not ours any more; nothing of it is left in the bucket.
         """
-        try:
+        with self._failing(snapshot, record):
             digest = self._uploaded(snapshot, record, store)
-        except CaptureFailed as failed:
-            self._fail(snapshot, record, failed.failure)
-            raise
-        self.cache.adopt(snapshot.metadata.uid, self.directory(snapshot, record.attempt))
         record = replace(record, uploaded_at=self._now(), manifest_digest=digest)
         url = record.location.url if record.location else ""
         text = f"{record.size_bytes / 1e6:.1f} MB stored in {url}"
         try:
-            return self._write(
+            written = self._write(
                 lambda: self.status.write(snapshot, record, State.AVAILABLE, text), of=snapshot
             )
         except StoppedError:
             self._discard(snapshot, record, store)
             raise
+        # Last, so that a crash before it finds the sealed image where it was.
+        sealed = self.directory(snapshot, record.attempt)
+        if sealed.is_dir():
+            self.cache.adopt(snapshot.metadata.uid, sealed)
+        return written
 
     def _uploaded(self, snapshot: Snapshot, record: CaptureRecord, store: ObjectStore) -> str:
         directory = self.directory(snapshot, record.attempt)
@@ -241,6 +237,22 @@ class Capturer:
                     f"the image could not be stored in {location.url}: {error}; "
                     "mend the bucket and create a new trigger",
                 ) from error
+
+    @contextlib.contextmanager
+    def _failing(self, snapshot: Snapshot, record: CaptureRecord) -> Iterator[None]:
+        """Record whatever ends a claimed save, so that none of them is left as it is."""
+        try:
+            yield
+        except CaptureFailed as failed:
+            self._fail(snapshot, record, failed.failure)
+            raise
+        except OSError as error:
+            failure = CaptureFailed("NodeError", f"on node {self.node}: {error}")
+            self._fail(snapshot, record, failure.failure)
+            raise failure from error
+        except StoppedError:
+            shutil.rmtree(self.directory(snapshot, record.attempt), ignore_errors=True)
+            raise
 
     def _fail(self, snapshot: Snapshot, record: CaptureRecord, failure: Failure) -> None:
         """Record a terminal failure and drop the image."""
@@ -325,7 +337,7 @@ class Capturer:
         except ImageError as error:
             shutil.rmtree(directory, ignore_errors=True)
             raise CaptureFailed("ImageIncomplete", str(error)) from error
-        expected = len(job.pod.container_names) + len(_sidecars(job.pod)) + 1
+        expected = len(job.pod.running_names) + 1
         if info.container_count != expected or info.runsc_version != (
             self.compatibility.runsc_version
         ):
@@ -363,21 +375,9 @@ class Capturer:
             return write()
         except (NotFound, Conflict, AlreadyExists) as error:
             raise StoppedError(f"PodSnapshot {of.metadata} is not ours any more") from error
-        except ApiError as error:
-            raise StoppedError(
-                f"PodSnapshot {of.metadata} could not be written: {error}"
-            ) from error
 
     def _now(self) -> str:
         return to_micro_time(self.clock.now())
-
-
-def _sidecars(pod: Pod) -> list[str]:
-    return [
-        c["name"]
-        for c in pod.spec.get("initContainers") or ()
-        if c.get("restartPolicy") == "Always"
-    ]
 
 
 def _sandbox_pid(runsc_root: Path, sandbox: str) -> int:
@@ -399,7 +399,7 @@ def _remove_when_ended(process: "object", directory: Path) -> None:
 
     def wait() -> None:
         try:
-            process.wait(timeout=_ABANDONED_LIMIT_S)
+            process.communicate(timeout=_ABANDONED_LIMIT_S)
         except subprocess.TimeoutExpired:
             process.kill()
         shutil.rmtree(directory, ignore_errors=True)

@@ -17,7 +17,7 @@ from backends.kube.client import (
     PODS,
     KubeClient,
 )
-from backends.kube.errors import ApiError
+from backends.kube.errors import ApiError, NotFound
 from backends.kube.reflector import Reflector
 from policies.selection import governing_policy
 from schemas.pod import Pod
@@ -95,6 +95,21 @@ class ClusterView:
         except ApiError:
             return None
         live = Pod.parse(raw)
+        return live if live.metadata.uid == uid else None
+
+    def pod_for_certain(self, namespace: str, name: str, uid: str) -> Pod | None:
+        """Return the Pod with this UID; ``None`` only if the API server says that it is gone.
+
+        Raises:
+            ApiError: the API server did not answer.
+        """
+        cached = self.pods.store.get(namespace, name)
+        if cached is not None and cached.metadata.uid == uid:
+            return cached
+        try:
+            live = Pod.parse(self._client.get(PODS, name, namespace=namespace))
+        except NotFound:
+            return None
         return live if live.metadata.uid == uid else None
 
     def policy_of(self, pod: Pod) -> Policy | None:

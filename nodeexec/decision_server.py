@@ -31,6 +31,7 @@ class DecisionServer:
         """``handlers`` maps the question's ``op``; each gets a function that sends a line."""
         self._path = path
         self._handlers = handlers
+        self._inode = 0
         self._server: socketserver.ThreadingUnixStreamServer | None = None
 
     def start(self) -> None:
@@ -51,12 +52,17 @@ class DecisionServer:
         finally:
             os.umask(mask)
         server.daemon_threads = True
+        self._inode = self._path.stat().st_ino
         self._server = server
         threading.Thread(target=server.serve_forever, name="decisions", daemon=True).start()
 
     def stop(self) -> None:
         """Stop to serve; the socket file goes, so that the runtime does not wait."""
-        self._path.unlink(missing_ok=True)
+        try:
+            if self._path.stat().st_ino == self._inode:  # a successor may have taken it over
+                self._path.unlink()
+        except FileNotFoundError:
+            log.debug("the socket is gone already")
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()

@@ -14,6 +14,8 @@ from backends.clock import Clock
 from nodeexec.cluster_view import ClusterView
 from nodeexec.node_cache import NodeCache
 from nodeexec.settings import AgentSettings
+from schemas.names import STORAGE_REPLICATED
+from schemas.snapshot import Snapshot
 
 _YOUNG_S: Final = 5.0
 
@@ -53,8 +55,18 @@ class Housekeeping:
                 continue
             uid = directory.name.rpartition("-")[0]
             owner = self.view.snapshots.store.by_uid(uid)
-            if owner is None or owner.metadata.is_deleting:
+            if owner is None or self._is_done_with(owner):
                 shutil.rmtree(directory, ignore_errors=True)
+
+    def _is_done_with(self, snapshot: Snapshot) -> bool:
+        stored = snapshot.conditions.get(STORAGE_REPLICATED)
+        capture = snapshot.capture
+        return (
+            snapshot.metadata.is_deleting
+            or (stored is not None and stored.is_true)
+            or (capture is not None and capture.failure is not None)
+            or (capture is not None and capture.node != self.settings.node_name)
+        )
 
     def _is_old(self, path: Path) -> bool:
         try:

@@ -130,9 +130,16 @@ def read_manifest(snapshot: Snapshot, store: ObjectStore) -> Manifest:
     if digest(text) != capture.manifest_digest:
         raise DamagedError(f"{MANIFEST_NAME} in {capture.location.url} is not the one recorded")
     try:
-        return Manifest.parse(text)
+        manifest = Manifest.parse(text)
     except ManifestError as error:
         raise DamagedError(str(error)) from error
+    # A status that points at another tenant's bytes must not reach them.
+    owner = (snapshot.metadata.uid, snapshot.metadata.namespace)
+    if (manifest.snapshot_uid, manifest.namespace) != owner:
+        raise DamagedError(
+            f"{MANIFEST_NAME} in {capture.location.url} is that of another PodSnapshot"
+        )
+    return manifest
 
 
 def _fetch_part(snapshot: Snapshot, store: ObjectStore, part: Part, directory: Path) -> None:

@@ -7,15 +7,22 @@ outside within seconds, and other conditions are not ours.
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from backends.clock import Clock
 from backends.kube.client import POD_SNAPSHOTS, PODS, KubeClient
 from backends.kube.errors import ApiError
 from backends.kube.events import EventRecorder
-from schemas.conditions import render_conditions
+from schemas.conditions import Condition, render_conditions
 from schemas.instants import to_time
-from schemas.names import ACCESS_MANAGER, AGENT_MANAGER, API_VERSION, EVENT_REASON
+from schemas.names import (
+    ACCESS_MANAGER,
+    AGENT_MANAGER,
+    API_VERSION,
+    DAMAGE_MANAGER,
+    EVENT_REASON,
+    POD_RESTORED,
+)
 from schemas.pod import Pod
 from schemas.snapshot import Snapshot
 from statemachine.restore import Outcome, report, saved_event
@@ -41,29 +48,7 @@ class PodReports:
         told = report(outcome, namespace=pod.metadata.namespace, snapshot=snapshot, reason=reason)
         written = True
         if told.condition is not None:
-            body = {
-                "apiVersion": "v1",
-                "kind": "Pod",
-                "metadata": {
-                    "name": pod.metadata.name,
-                    "namespace": pod.metadata.namespace,
-                    "uid": pod.metadata.uid,
-                },
-                "status": {
-                    "conditions": render_conditions(
-                        [told.condition],
-                        previous=pod.conditions,
-                        now=to_time(self._clock.now()),
-                    )
-                },
-            }
-            try:
-                self._client.apply(
-                    PODS, body, field_manager=AGENT_MANAGER, subresource="status", force=True
-                )
-            except ApiError as error:
-                log.warning("PodRestored of %s could not be written: %s", pod.metadata, error)
-                written = False
+            written = self._apply_conditions(pod, [told.condition])
         if told.event_type is not None and written:
             self.event(pod, told.event_type, told.event_message)
         return written
@@ -83,18 +68,44 @@ class PodReports:
             if now_s - self._accessed_s.get(uid, -_ACCESS_INTERVAL_S) < _ACCESS_INTERVAL_S:
                 return
             self._accessed_s[uid] = now_s
-        self._record(snapshot, {"lastAccessTime": to_time(self._clock.now())})
+        status = {"lastAccessTime": to_time(self._clock.now())}
+        self._record(snapshot, status, manager=ACCESS_MANAGER)
 
     def damaged(self, snapshot: Snapshot, message: str) -> None:
         """Record that a snapshot's bytes are wrong; nobody restores from it any more."""
-        status: dict[str, object] = {"podsnap": {"damage": {"message": message}}}
-        if snapshot.last_access_time:
-            status["lastAccessTime"] = snapshot.last_access_time
-        self._record(snapshot, status)
+        status = {"podsnap": {"damage": {"message": message}}}
+        self._record(snapshot, status, manager=DAMAGE_MANAGER)
 
-    def _record(self, snapshot: Snapshot, status: Mapping[str, object]) -> None:
-        if snapshot.damage and "podsnap" not in status:
-            status = {**status, "podsnap": {"damage": {"message": snapshot.damage}}}
+    def forget_restore(self, pod: Pod) -> None:
+        """Remove ``PodRestored`` from a Pod whose next sandbox starts cold."""
+        if POD_RESTORED in pod.conditions:
+            self._apply_conditions(pod, [])
+
+    def _apply_conditions(self, pod: Pod, conditions: Sequence[Condition]) -> bool:
+        body = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": pod.metadata.name,
+                "namespace": pod.metadata.namespace,
+                "uid": pod.metadata.uid,
+            },
+            "status": {
+                "conditions": render_conditions(
+                    conditions, previous=pod.conditions, now=to_time(self._clock.now())
+                )
+            },
+        }
+        try:
+            self._client.apply(
+                PODS, body, field_manager=AGENT_MANAGER, subresource="status", force=True
+            )
+        except ApiError as error:
+            log.warning("PodRestored of %s could not be written: %s", pod.metadata, error)
+            return False
+        return True
+
+    def _record(self, snapshot: Snapshot, status: Mapping[str, object], *, manager: str) -> None:
         body = {
             "apiVersion": API_VERSION,
             "kind": "PodSnapshot",
@@ -107,11 +118,7 @@ class PodReports:
         }
         try:
             self._client.apply(
-                POD_SNAPSHOTS,
-                body,
-                field_manager=ACCESS_MANAGER,
-                subresource="status",
-                force=True,
+                POD_SNAPSHOTS, body, field_manager=manager, subresource="status", force=True
             )
         except ApiError as error:
             log.warning("status of %s could not be written: %s", snapshot.metadata, error)

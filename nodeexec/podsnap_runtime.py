@@ -242,18 +242,20 @@ def start_cold_from_now_on(
     import time
 
     path = cold_mark(call.settings, decision["pod"]["uid"])
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     restore = decision.get("restore") or {}
-    store(
-        path,
-        {
-            "pod": decision["pod"],
-            "sandbox": sandbox,
-            "snapshot": restore.get("snapshot", ""),
-            "reason": reason,
-            "at": time.time(),
-        },
-    )
+    mark = {
+        "pod": decision["pod"],
+        "sandbox": sandbox,
+        "snapshot": restore.get("snapshot", ""),
+        "reason": reason,
+        "at": time.time(),
+    }
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        store(path, mark)
+    except OSError as error:
+        # Without the mark the next sandbox tries again; a dead sandbox that stays would be worse.
+        call.tell(f"{path}: {error.strerror}")
     if kill:
         kill_sandbox(call, sandbox)
     ask_agent(call.settings, {"op": "fell-back", "pod": decision["pod"]}, REPORT_S)
@@ -341,8 +343,14 @@ def create_sandbox(call: Call, bundle: str, raw: bytes) -> None:
         {"op": "create", "pod": pod, "sandbox": call.container, "bundle": bundle, "cold": cold},
         FIRST_ANSWER_S,
     )
-    if answer and answer.get("governed"):
-        prepare_sandbox(call, bundle, spec, answer)
+    plain = render(spec)
+    try:
+        if answer and answer.get("governed"):
+            prepare_sandbox(call, bundle, spec, answer)
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        # Whatever is wrong with our own part, the Pod starts as it would without us.
+        call.tell(f"the sandbox could not be prepared and starts cold: {error}")
+        spec = parse(plain)
     store(os.path.join(bundle, CONFIG), spec)
 
 
@@ -477,7 +485,13 @@ def start(call: Call) -> int:
         call.become_runsc()
     restoring = is_restoring(call, decision, sandbox_bundle(bundle, raw))
     if SANDBOX_MARK in raw:
-        return restore_sandbox(call, decision) if restoring else start_plainly(call)
+        if not restoring:
+            return start_plainly(call)
+        try:
+            return restore_sandbox(call, decision)
+        except (OSError, KeyError, TypeError, ValueError):
+            kill_sandbox(call, decision["sandbox"])
+            return 0  # an error here would cost the Pod minutes; a dead sandbox costs seconds
     if not restoring:
         code = start_plainly(call)
         set_real_oom(call, bundle, decision)
@@ -498,7 +512,7 @@ def restore_sandbox(call: Call, decision: "dict[str, Any]") -> int:
     restore = decision["restore"]
     code, why = call.run(
         call.with_command("restore", "--detach", f"--image-path={restore['image_dir']}"),
-        restore["deadline_s"],
+        restore["sandbox_deadline_s"],
     )
     if code == 0:
         return 0

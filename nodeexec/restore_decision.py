@@ -34,6 +34,10 @@ tracer = trace.get_tracer("podsnap.nodeexec.restore")
 
 # The kubelet gives the container runtime two minutes; half a minute of it is not ours.
 GATE_LIMIT_S: Final = 85.0
+# After the gate, within the same two minutes; the sandbox only opens the image there.
+_SANDBOX_DEADLINE_S: Final = 25.0
+# The last container's start loads the memory, within two minutes of its own.
+_DEADLINE_S: Final = 90.0
 _RESTORE_FLOOR_S: Final = 60.0
 _SLOWEST_BYTES_PER_S: Final = 20e6
 _FAILURES_BEFORE_QUARANTINE: Final = 3
@@ -69,7 +73,10 @@ class Decision:
                 "snapshot": self.snapshot.metadata.name,
                 "image_dir": str(self.image_dir),
                 "image_ids": dict(capture.image_ids),
-                "deadline_s": _RESTORE_FLOOR_S + capture.size_bytes / _SLOWEST_BYTES_PER_S,
+                "sandbox_deadline_s": _SANDBOX_DEADLINE_S,
+                "deadline_s": min(
+                    _RESTORE_FLOOR_S + capture.size_bytes / _SLOWEST_BYTES_PER_S, _DEADLINE_S
+                ),
             }
         return answer
 
@@ -88,7 +95,7 @@ class RestoreDecider:
         default_factory=lambda: ThreadPoolExecutor(2, thread_name_prefix="fetch")
     )
     _running: dict[str, Future[Path]] = field(default_factory=dict)
-    _failed: dict[str, int] = field(default_factory=dict)
+    _failed: dict[str, set[str]] = field(default_factory=dict)
 
     def decide(
         self,
@@ -117,13 +124,18 @@ class RestoreDecider:
     def count_failure(self, pod: Pod, cold: ColdMark) -> None:
         """Count a failed restore against its snapshot; several take it out of use."""
         snapshot = self.view.snapshots.store.get(pod.metadata.namespace, cold.snapshot)
-        # Another image is the Pod's matter; everything else counts against the snapshot.
-        if snapshot is None or ".image is " in cold.reason:
+        # Another image is the Pod's matter, and a deleted Pod takes its sandbox with it; everything
+        # else counts against the snapshot, once a Pod.
+        if snapshot is None or ".image is " in cold.reason or pod.metadata.is_deleting:
             return
-        failures = self._failed.get(snapshot.metadata.uid, 0) + 1
-        self._failed[snapshot.metadata.uid] = failures
-        if failures >= _FAILURES_BEFORE_QUARANTINE:
-            self.on_damage(snapshot, f"{failures} restores failed, the last: {cold.reason}")
+        failed = self._failed.setdefault(snapshot.metadata.uid, set())
+        failed.add(pod.metadata.uid)
+        if len(failed) >= _FAILURES_BEFORE_QUARANTINE:
+            self.on_damage(snapshot, f"{len(failed)} restores failed, the last: {cold.reason}")
+
+    def count_success(self, snapshot: Snapshot) -> None:
+        """A restore that works clears a snapshot of earlier failures."""
+        self._failed.pop(snapshot.metadata.uid, None)
 
     def prefetch(self, pod: Pod) -> None:
         """Begin to fetch what a Pod bound to this node will be restored from."""

@@ -5,6 +5,8 @@ What happened stands in files that the runtime wrote: the sandbox's record with 
 started, and a mark for each restore that failed. So the report does not depend on who was asked.
 """
 
+import logging
+import threading
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -12,11 +14,13 @@ from nodeexec.cluster_view import ClusterView
 from nodeexec.metrics import AgentMetrics
 from nodeexec.pod_reports import PodReports
 from nodeexec.restore_decision import RestoreDecider
-from nodeexec.runsc import Runsc, RunscError
+from nodeexec.runsc import Runsc, RunscError, RunscTimeoutError
 from nodeexec.sandboxes import PreparedSandbox, prepared_sandboxes, read_cold_mark
 from nodeexec.saves import SandboxLocks
 from nodeexec.settings import AgentSettings
 from statemachine.restore import Outcome
+
+log = logging.getLogger(__name__)
 
 _WAIT_FOR_RESTORE_S: Final = 120.0
 
@@ -32,7 +36,8 @@ class RestoreReports:
     reports: PodReports
     metrics: AgentMetrics
     locks: SandboxLocks
-    _told: set[tuple[str, float]] = field(default_factory=set)
+    _told: dict[str, float] = field(default_factory=dict)
+    _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def restored(self, sandbox_id: str) -> bool:
         """Report one restore that the runtime says is complete; returns whether it stands."""
@@ -51,6 +56,9 @@ class RestoreReports:
                 return False
             try:
                 self.runsc.wait_for_restore(sandbox.id, limit_s=_WAIT_FOR_RESTORE_S)
+            except RunscTimeoutError as error:
+                log.warning("the restore of %s has no end yet: %s", pod.metadata, error)
+                return False
             except RunscError as error:
                 self.reports.outcome(
                     pod, Outcome.FELL_BACK, snapshot=sandbox.restored_from, reason=str(error)
@@ -62,6 +70,7 @@ class RestoreReports:
                 self.metrics.restores.inc()
         snapshot = self.view.snapshots.store.get(sandbox.namespace, sandbox.restored_from)
         if snapshot is not None:
+            self.decider.count_success(snapshot)
             self.reports.accessed(snapshot)
         return written
 
@@ -71,8 +80,14 @@ class RestoreReports:
         for mark in root.iterdir() if root.is_dir() else ():
             cold = read_cold_mark(mark)
             pod = self.view.pods.store.by_uid(mark.name)
-            if cold is None or pod is None or (mark.name, cold.at_s) in self._told:
+            if cold is None or pod is None:
                 continue
-            self._told.add((mark.name, cold.at_s))
+            with self._guard:
+                if self._told.get(mark.name) == cold.at_s:
+                    continue
+                self._told[mark.name] = cold.at_s
             self.decider.count_failure(pod, cold)
             self.reports.outcome(pod, Outcome.FELL_BACK, snapshot=cold.snapshot, reason=cold.reason)
+        with self._guard:
+            for gone in [uid for uid in self._told if not (root / uid).exists()]:
+                del self._told[gone]

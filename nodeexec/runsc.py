@@ -84,7 +84,13 @@ class Runsc:
         Raises:
             RunscError: the restore failed; the sandbox is spent.
         """
-        finish(self._spawn("wait", "--restore", sandbox), limit_s=limit_s)
+        process = self._spawn("wait", "--restore", sandbox)
+        try:
+            finish(process, limit_s=limit_s)
+        except RunscTimeoutError:
+            process.kill()  # it only waits; the restore goes on
+            process.communicate()
+            raise
 
     def _ask(self, *arguments: str) -> str:
         done = subprocess.run(

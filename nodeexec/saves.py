@@ -39,6 +39,8 @@ Key = tuple[str, str]
 
 _STORAGE_RETRY_S: Final = 5.0
 _IMAGE_ID_RETRY_S: Final = 0.5
+_SYNC_LOOK_S: Final = 0.2
+_UNWANTED_AFTER_S: Final = 60.0
 # Longer than a watch takes to show what was just written.
 _CACHE_LAG_S: Final = 5.0
 
@@ -94,6 +96,22 @@ class NodeSaves:
             if s.capture is None and s.identity_label
         ]
 
+    def drop_unwanted_workload_saves(self, now_s: float) -> None:
+        """Remove images that workloads of this node wrote after another node's was taken."""
+        for sandbox in prepared_sandboxes(self.settings.bundles_dir):
+            directory = sandbox.workload_dir
+            if directory is None or not is_complete(directory):
+                continue
+            pod = self.view.pod(sandbox.namespace, sandbox.pod_name, sandbox.pod_uid)
+            identity = self._identity(pod) if pod else ""
+            wanted = any(
+                s.capture is None and s.identity_label == identity
+                for s in self.view.snapshots.store.items()
+            )
+            if not wanted and now_s - directory.stat().st_mtime > _UNWANTED_AFTER_S:
+                log.info("a save of Pod %s/%s is not needed", sandbox.namespace, sandbox.pod_name)
+                shutil.rmtree(directory, ignore_errors=True)
+
     def forget_all_but(self, uids: set[str]) -> None:
         """Forget snapshots that are gone."""
         for gone in self._mine.keys() - uids:
@@ -101,6 +119,8 @@ class NodeSaves:
 
     def reconcile(self, key: Key) -> float | None:
         """Bring one snapshot's save one step further; returns seconds until the next look."""
+        if not self.view.is_synced():
+            return _SYNC_LOOK_S  # half a view would judge a save by what has not arrived yet
         snapshot = self.view.snapshots.store.get(*key)
         if snapshot is None:
             return None
@@ -119,6 +139,9 @@ class NodeSaves:
             # Looked at anew when the watch has caught up, like a save that a crash cut short.
             self._mine.pop(snapshot.metadata.uid, None)
             return _CACHE_LAG_S
+        except Exception:
+            self._mine.pop(snapshot.metadata.uid, None)
+            raise
 
     def _begin(self, snapshot: Snapshot) -> float | None:
         if snapshot.metadata.uid in self._mine:
@@ -130,7 +153,7 @@ class NodeSaves:
         return self._save(snapshot, attempt=1)
 
     def _save(self, snapshot: Snapshot, *, attempt: int) -> float | None:
-        pod = self.view.pod(
+        pod = self.view.pod_for_certain(
             snapshot.metadata.namespace, snapshot.origin_pod, snapshot.origin_pod_uid
         )
         sandbox = sandbox_of_pod(self.settings.bundles_dir, snapshot.origin_pod_uid)
@@ -181,6 +204,8 @@ class NodeSaves:
         except ImageIdUnknownError as error:
             log.info("%s", error)
             return _IMAGE_ID_RETRY_S
+        if not image_ids.keys() >= set(pod.running_names):
+            return _IMAGE_ID_RETRY_S  # the watch does not show every container yet
         return CaptureJob(
             snapshot=snapshot,
             pod=pod,
@@ -207,8 +232,6 @@ class NodeSaves:
             pod = self.view.pod(sandbox.namespace, sandbox.pod_name, sandbox.pod_uid)
             if pod is None or self._identity(pod) != snapshot.identity_label:
                 continue
-            if not pod.container_ids:
-                return _IMAGE_ID_RETRY_S
             job = self._job(snapshot, pod, sandbox)
             if isinstance(job, float):
                 return job
@@ -263,8 +286,8 @@ class NodeSaves:
         if stored is not None and stored.is_true:
             return None
         saved = snapshot.conditions.get(CHECKPOINT)
-        self._mine[uid] = capture.attempt
         if saved is not None and saved.is_true:
+            self._mine[uid] = capture.attempt
             pod = self.view.pod(snapshot.metadata.namespace, capture.pod_name, capture.pod_uid)
             self._store_sealed(snapshot, pod)
             return None

@@ -105,6 +105,7 @@ def _put_once(
     if present is not None:
         if present.crc32c == crc32c and dict(present.metadata) == dict(marks):
             return present
+        _refuse_strangers(present, marks)
         store.delete(name, if_generation_match=present.generation)
     return store.put_file(name, path, if_generation_match=0, metadata=marks)
 
@@ -118,5 +119,12 @@ def _put_manifest(store: ObjectStore, name: str, text: bytes, marks: Mapping[str
         )
         if found == text:
             return
+        _refuse_strangers(present, marks)
         store.delete(name, if_generation_match=present.generation)
     store.put_bytes(name, text, if_generation_match=0, metadata=marks)
+
+
+def _refuse_strangers(present: ObjectInfo, marks: Mapping[str, str]) -> None:
+    """Only an earlier attempt of the same snapshot is in our way; anything else is not ours."""
+    if present.metadata.get(SNAPSHOT_UID_KEY) != marks[SNAPSHOT_UID_KEY]:
+        raise PreconditionFailed(f"{present.name} belongs to another PodSnapshot")

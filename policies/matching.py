@@ -66,6 +66,10 @@ def judge(candidate: Candidate, snapshot: Snapshot) -> Verdict:
         Finding(Reason.SPEC_DIFFERS, text)
         for text in differences(capture.identity, candidate.identity)
     ]
+    unknown = sorted(set(pod.running_names) - capture.image_ids.keys())
+    if unknown:
+        text = f"it does not say which image container {unknown[0]} was made from"
+        found.append(Finding(Reason.SPEC_DIFFERS, text))
     want, have = _group(snapshot.metadata.labels, policy), group_labels(pod, policy)
     if want != have:
         found.append(Finding(Reason.GROUP_DIFFERS, f"its group is {want}, the Pod's is {have}"))

@@ -5,6 +5,7 @@ One wrong file stops all: half a commit applied is a state that nobody wrote. Ki
 are listed and left alone, because a repository may hold an application beside its policies.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,9 @@ _ORDER = (
     "PodSnapshotPolicy",
     "PodSnapshotManualTrigger",
 )
+
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 
 
 class TreeRefusedError(Exception):
@@ -60,7 +64,7 @@ def desired_state(files: Mapping[str, bytes], *, namespace: str) -> DesiredState
             if document.group not in OUR_GROUPS:
                 foreign.add(document.kind or "(no kind)")
                 continue
-            wrong = findings(document) or _not_from_git(document)
+            wrong = findings(document) or _not_from_git(document, namespace)
             if wrong:
                 problems += wrong
                 continue
@@ -80,8 +84,21 @@ def desired_state(files: Mapping[str, bytes], *, namespace: str) -> DesiredState
     return DesiredState(objects=tuple(ordered), foreign=tuple(sorted(foreign)))
 
 
-def _not_from_git(document: Document) -> list[str]:
+def _not_from_git(document: Document, namespace: str) -> list[str]:
     if document.kind in _ORDER:
+        metadata = document.tree.get("metadata") or {}
+        name, wanted = str(metadata.get("name")), metadata.get("namespace")
+        if not _NAME.fullmatch(name):
+            return [
+                f"{document.place(('metadata', 'name'))}: {name!r} is no name of an object; "
+                "use a-z, 0-9, - and ."
+            ]
+        if is_namespaced(document) and wanted not in {None, namespace}:
+            # The controller may write everywhere; whoever may create a GitSource may not.
+            return [
+                f"{document.place(('metadata', 'namespace'))}: a GitSource of namespace "
+                f"{namespace} brings nothing into namespace {wanted}; create one there"
+            ]
         return []
     return [
         f"{document.place(('kind',))}: a {document.kind} cannot be brought by Git, it is made by "

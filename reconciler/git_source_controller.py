@@ -31,9 +31,11 @@ from reconciler.git_manifests import (
 from schemas.conditions import Condition, render_conditions
 from schemas.git_source import GitSource, InventoryEntry
 from schemas.instants import to_time
+from schemas.metadata import Metadata
 from schemas.names import (
     CONTROLLER_MANAGER,
     GIT_REVISION_ANNOTATION,
+    GIT_SOURCE_ANNOTATION,
     GITSOURCE_MANAGER,
     OWN_API_VERSION,
     READY,
@@ -46,6 +48,10 @@ _RESOURCES: Final = {
     r.kind: r
     for r in (POD_SNAPSHOT_STORAGE_CONFIGS, POD_SNAPSHOT_POLICIES, POD_SNAPSHOT_MANUAL_TRIGGERS)
 }
+
+
+class TakenError(Exception):
+    """An object of that name belongs to somebody else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,37 +99,58 @@ class GitSourceController:
         applied: list[InventoryEntry] = []
         try:
             for wanted in desired.objects:
-                self._apply(wanted, revision)
+                self._refuse_to_take_over(source, wanted)
+                self._apply(source, wanted, revision)
                 applied.append(wanted.entry)
-        except ApiError as error:
+        except (ApiError, TakenError) as error:
             union = tuple(dict.fromkeys([*inventory, *applied]))
             message = f"{wanted.entry.kind} {wanted.entry.name} was refused: {error}"
             return self._not_ready(source, "ApplyFailed", message, union, source.applied_revision)
         left = [e for e in inventory if e not in applied]
         if source.prune:
-            left = [e for e in left if not self._prune(e)]
+            left = [e for e in left if not self._prune(source, e)]
         return _Outcome(
             self._ready(source, tree, desired), revision, (*applied, *left), source.interval_s
         )
 
-    def _apply(self, wanted: DesiredObject, revision: str) -> None:
+    def _refuse_to_take_over(self, source: GitSource, wanted: DesiredObject) -> None:
+        """A cluster-scoped object serves every tenant: only who brought it may change it."""
+        if wanted.entry.namespace:
+            return
+        try:
+            live = self.client.get(_RESOURCES[wanted.entry.kind], wanted.entry.name)
+        except NotFound:
+            return
+        owner = Metadata.parse(live).annotations.get(GIT_SOURCE_ANNOTATION)
+        if owner != str(source.metadata) and not _is_part_of(wanted.body["spec"], live["spec"]):
+            raise TakenError(
+                f"it exists with another content and was brought by {owner or 'somebody else'}; "
+                "give yours another name"
+            )
+
+    def _apply(self, source: GitSource, wanted: DesiredObject, revision: str) -> None:
         body: dict[str, Any] = {**wanted.body}
         metadata = {**body["metadata"]}
         metadata["annotations"] = {
             **(metadata.get("annotations") or {}),
             GIT_REVISION_ANNOTATION: revision,
+            GIT_SOURCE_ANNOTATION: str(source.metadata),
         }
         body["metadata"] = metadata
         self.client.apply(
             _RESOURCES[wanted.entry.kind], body, field_manager=GITSOURCE_MANAGER, force=True
         )
 
-    def _prune(self, entry: InventoryEntry) -> bool:
+    def _prune(self, source: GitSource, entry: InventoryEntry) -> bool:
         resource: Resource | None = _RESOURCES.get(entry.kind)
         if resource is None:
             return True
+        namespace = entry.namespace or None
         try:
-            self.client.delete(resource, entry.name, namespace=entry.namespace or None)
+            live = Metadata.parse(self.client.get(resource, entry.name, namespace=namespace))
+            if live.annotations.get(GIT_SOURCE_ANNOTATION) != str(source.metadata):
+                return True  # somebody else's by now
+            self.client.delete(resource, entry.name, namespace=namespace, uid=live.uid)
             log.info("pruned %s %s", entry.kind, entry.name)
         except NotFound:
             return True
@@ -193,3 +220,10 @@ class GitSourceController:
             )
         except (NotFound, Conflict):
             return
+
+
+def _is_part_of(wanted: Any, live: Any) -> bool:  # noqa: ANN401 - JSON trees
+    """Whether applying ``wanted`` would change nothing; the server has filled defaults in."""
+    if isinstance(wanted, dict) and isinstance(live, dict):
+        return all(key in live and _is_part_of(value, live[key]) for key, value in wanted.items())
+    return bool(wanted == live)

@@ -7,7 +7,7 @@ storage config nor the node needs to exist any more.
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from backends.clock import Clock
@@ -58,6 +58,7 @@ class SnapshotController:
     cache: ClusterCache
     clock: Clock
     open_store: Callable[[Location], ObjectStore]
+    _signs_of_life: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def reconcile(self, key: Key) -> float | None:
         """Bring one snapshot one step further."""
@@ -91,8 +92,6 @@ class SnapshotController:
     def _facts(self, snapshot: Snapshot) -> SnapshotFacts:
         policy = self.cache.policies.store.get(snapshot.metadata.namespace, snapshot.policy_name)
         capture = snapshot.capture
-        node = self.cache.node(capture.node if capture else snapshot.origin_node)
-        age_s = self.clock.now().timestamp() - (node.renewed_at_s if node else 0.0)
         pod_uid = capture.pod_uid if capture else snapshot.origin_pod_uid
         waiting_for = ""
         if policy is not None and capture is None:
@@ -101,11 +100,22 @@ class SnapshotController:
             snapshot=snapshot,
             policy_exists=policy is not None and not policy.metadata.is_deleting,
             origin_alive=self.cache.pods.store.by_uid(pod_uid) is not None,
-            agent_alive=age_s < AGENT_LOST_S,
+            agent_alive=self._agent_is_alive(capture.node if capture else snapshot.origin_node),
             is_automatic=bool(snapshot.identity_label),
             waiting_for=waiting_for,
             bytes_remain=capture is not None and capture.location is not None,
         )
+
+    def _agent_is_alive(self, name: str) -> bool:
+        """Whether the agent's sign of life changed lately, by our own clock alone."""
+        node = self.cache.node(name)
+        renewed_s = node.renewed_at_s if node else 0.0
+        now_s = self.clock.monotonic_s()
+        seen, seen_at_s = self._signs_of_life.get(name, (-1.0, now_s))
+        if seen != renewed_s:
+            seen_at_s = now_s
+            self._signs_of_life[name] = (renewed_s, now_s)
+        return now_s - seen_at_s < AGENT_LOST_S
 
     def _delete_bytes(self, snapshot: Snapshot) -> str:
         """Delete everything of the snapshot; returns why something may remain, or nothing."""
@@ -159,12 +169,13 @@ class SnapshotController:
         """Take the save away from a node that is lost; its next apply gets a conflict."""
         lost = Failure(_LOST, outcome.message)
         record = replace(snapshot.capture or CaptureRecord(node="none"), failure=lost)
-        self._delete_bytes(snapshot)
+        # Only the state that was judged is taken away; its bytes go once that is written.
         self._apply(
             snapshot,
             outcome,
             taken=record,
             conditions=capture_conditions(State.FAILED, f"{lost.reason}: {lost.message}"),
+            as_judged=True,
         )
 
     def _write(self, snapshot: Snapshot, outcome: Step) -> None:
@@ -184,6 +195,7 @@ class SnapshotController:
                 taken=capture,
                 conditions=capture_conditions(State.FAILED, text),
             )
+            self._delete_bytes(snapshot)
             return
         self._apply(snapshot, outcome, taken=None, conditions=())
 
@@ -194,6 +206,7 @@ class SnapshotController:
         *,
         taken: CaptureRecord | None,
         conditions: tuple[Condition, ...],
+        as_judged: bool = False,
     ) -> None:
         now = self.clock.now()
         control = ControlRecord(
@@ -203,14 +216,17 @@ class SnapshotController:
         podsnap: dict[str, Any] = {"version": RECORD_VERSION, "control": control.to_object()}
         if taken is not None:
             podsnap["capture"] = taken.to_object()
+        metadata = {
+            "name": snapshot.metadata.name,
+            "namespace": snapshot.metadata.namespace,
+            "uid": snapshot.metadata.uid,
+        }
+        if as_judged:
+            metadata["resourceVersion"] = snapshot.metadata.resource_version
         body = {
             "apiVersion": API_VERSION,
             "kind": "PodSnapshot",
-            "metadata": {
-                "name": snapshot.metadata.name,
-                "namespace": snapshot.metadata.namespace,
-                "uid": snapshot.metadata.uid,
-            },
+            "metadata": metadata,
             "status": {
                 "observedGeneration": snapshot.metadata.generation,
                 "conditions": render_conditions(

@@ -5,10 +5,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from backends.clock import Clock
-from backends.kube.client import POD_SNAPSHOT_MANUAL_TRIGGERS, KubeClient
+from backends.kube.client import (
+    POD_SNAPSHOT_MANUAL_TRIGGERS,
+    POD_SNAPSHOT_POLICIES,
+    POD_SNAPSHOTS,
+    PODS,
+    KubeClient,
+)
 from backends.kube.errors import Conflict, NotFound
 from policies.capturing import TriggerInput, may_trigger, storage_usable
 from policies.identity import manual_snapshot_name
+from policies.selection import governing_policy
 from reconciler.cluster_cache import ClusterCache
 from reconciler.controller import Key
 from reconciler.snapshot_objects import create_manual
@@ -17,6 +24,7 @@ from schemas.instants import to_time
 from schemas.names import API_VERSION, CONTROLLER_MANAGER, TRIGGERED
 from schemas.pod import Pod
 from schemas.policy import Policy
+from schemas.snapshot import Snapshot
 from schemas.trigger import ManualTrigger
 from statemachine.trigger import TriggerEffect, TriggerFacts, step
 
@@ -41,6 +49,13 @@ class TriggerController:
         policy = self.cache.policy_of(pod) if pod else None
         facts = self._facts(trigger, name, pod, policy)
         outcome = step(facts)
+        if outcome.condition is not None and outcome.condition.reason == "Failed":
+            # An answer is for good, and a cache may be a moment behind: ask the API server itself.
+            pod, policy = self._live(trigger)
+            facts = self._facts(
+                trigger, name, pod, policy, snapshot=self._live_snapshot(trigger, name)
+            )
+            outcome = step(facts)
         created = facts.snapshot is not None or facts.was_created
         if TriggerEffect.CREATE_SNAPSHOT in outcome.effects and pod and policy:
             create_manual(self.client, self.clock, name, pod, policy, by=trigger)
@@ -49,10 +64,34 @@ class TriggerController:
             self._write(trigger, outcome.condition, name if created else "")
         return _STORAGE_LOOK_S if facts.waiting_for else None
 
+    def _live(self, trigger: ManualTrigger) -> tuple[Pod | None, Policy | None]:
+        namespace = trigger.metadata.namespace
+        if not trigger.target_pod:
+            return None, None
+        try:
+            pod = Pod.parse(self.client.get(PODS, trigger.target_pod, namespace=namespace))
+        except NotFound:
+            return None, None
+        policies, _ = self.client.list(POD_SNAPSHOT_POLICIES, namespace=namespace)
+        return pod, governing_policy(pod, map(Policy.parse, policies))
+
+    def _live_snapshot(self, trigger: ManualTrigger, name: str) -> Snapshot | None:
+        try:
+            namespace = trigger.metadata.namespace
+            return Snapshot.parse(self.client.get(POD_SNAPSHOTS, name, namespace=namespace))
+        except NotFound:
+            return None
+
     def _facts(
-        self, trigger: ManualTrigger, name: str, pod: Pod | None, policy: Policy | None
+        self,
+        trigger: ManualTrigger,
+        name: str,
+        pod: Pod | None,
+        policy: Policy | None,
+        *,
+        snapshot: Snapshot | None = None,
     ) -> TriggerFacts:
-        snapshot = self.cache.snapshots.store.get(trigger.metadata.namespace, name)
+        snapshot = snapshot or self.cache.snapshots.store.get(trigger.metadata.namespace, name)
         refusal = self._other_open_trigger(trigger)
         waiting_for = ""
         if not refusal:

@@ -26,6 +26,7 @@ ORIGIN_POD_UID_ANNOTATION: Final = f"{OWN_GROUP}/origin-pod-uid"
 TRIGGER_UID_ANNOTATION: Final = f"{OWN_GROUP}/trigger-uid"
 TRIGGER_TYPE_ANNOTATION: Final = f"{OWN_GROUP}/trigger-type"
 POLICY_UID_ANNOTATION: Final = f"{OWN_GROUP}/policy-uid"
+GIT_SOURCE_ANNOTATION: Final = f"{OWN_GROUP}/git-source"
 GIT_REVISION_ANNOTATION: Final = f"{OWN_GROUP}/git-revision"
 # metadata.creationTimestamp has whole seconds, too coarse for the story of a save.
 CREATED_AT_ANNOTATION: Final = f"{OWN_GROUP}/created-at"
@@ -37,6 +38,8 @@ NODE_FACTS_ANNOTATION: Final = f"{OWN_GROUP}/node-facts"
 CONTROLLER_MANAGER: Final = "podsnap-controller"
 CAPTURE_MANAGER: Final = "podsnap-capture"
 ACCESS_MANAGER: Final = "podsnap-access"
+# Apart from access: two nodes share each, and an apply removes what it leaves out.
+DAMAGE_MANAGER: Final = "podsnap-damage"
 GITSOURCE_MANAGER: Final = "podsnap-gitsource"
 AGENT_MANAGER: Final = "podsnap-agent"
 

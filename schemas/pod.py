@@ -78,6 +78,16 @@ class Pod:
         """Names of the ordinary containers, in order."""
         return tuple(c["name"] for c in self.spec.get("containers") or ())
 
+    @property
+    def running_names(self) -> tuple[str, ...]:
+        """Names of all containers that run side by side: sidecars and the ordinary ones."""
+        sidecars = tuple(
+            c["name"]
+            for c in self.spec.get("initContainers") or ()
+            if c.get("restartPolicy") == "Always"
+        )
+        return (*sidecars, *self.container_names)
+
 
 def _container_ids(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield name and CRI id (without ``containerd://``) of every container that was made."""

@@ -137,10 +137,12 @@ def test_agent_killed_between_restore_and_report(scene: Scene) -> None:
     scene.ready_pod("first")
     scene.save("first")
     scene.pod("second")
-    record = "find /run/containerd/io.containerd.runtime.v2.task/k8s.io -name podsnap.json"
+    bundles = "/run/containerd/io.containerd.runtime.v2.task/k8s.io"
+    read_all = ["find", bundles, "-name", "podsnap.json", "-exec", "cat", "{}", "+"]
+    mine = f'"namespace":"{scene.namespace}","name":"second"'
 
     def decided() -> bool:
-        return len(scene.cluster.run_in("node1", record.split()).stdout.split()) > 1
+        return mine in scene.cluster.run_in("node1", read_all).stdout
 
     eventually("the decision", decided)
     kill_agent(scene)

@@ -111,6 +111,7 @@ def capture_of(source: Pod, *, at: str = "2026-01-01T10:00:00.000000Z") -> Captu
         manifest_digest="sha256:00",
         identity=distill(source),
         compatibility=NODE,
+        image_ids={name: f"sha256:{name}" for name in source.running_names},
     )
 
 

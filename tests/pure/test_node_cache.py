@@ -11,11 +11,17 @@ from pathlib import Path
 import pytest
 from api_objects import NODE, capture_of, pod, snapshot
 
-from backends.objects.interface import ObjectInfo
+from backends.objects.interface import ObjectInfo, PreconditionFailed
 from backends.objects.localdir import LocalDirStore
 from nodeexec.image import PARTS, ImageError, PartHasher, digest_file, inspect, seal
 from nodeexec.node_cache import DamagedError, FetchError, NodeCache
-from nodeexec.upload import UploadCancelledError, delete_attempt, upload
+from nodeexec.upload import (
+    ATTEMPT_KEY,
+    SNAPSHOT_UID_KEY,
+    UploadCancelledError,
+    delete_attempt,
+    upload,
+)
 from policies.distill import distill
 from schemas.manifest import CHUNK_BYTES, MANIFEST_NAME, Manifest, digest
 from schemas.snapshot import Snapshot
@@ -34,6 +40,9 @@ def write_image(directory: Path, *, specs: str = '{"main": {}}') -> None:
     (directory / "checkpoint.img").write_bytes(state)
     (directory / "pages_meta.img").write_bytes(b"m" * 1000)
     (directory / "pages.img").write_bytes(os.urandom(100_000))
+
+
+UID = snapshot().metadata.uid
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +77,7 @@ class Saved:
             f"{LOCATION.path}/{part}",
             data,
             if_generation_match=self.info(part).generation,
-            metadata={},
+            metadata={SNAPSHOT_UID_KEY: UID, ATTEMPT_KEY: "0"},
         )
 
 
@@ -81,7 +90,7 @@ def saved(tmp_path: Path) -> Saved:
     write_image(source)
     parts = seal(source, inspect(source))
     manifest = Manifest(
-        snapshot_uid="uid",
+        snapshot_uid=UID,
         snapshot_name="one",
         namespace="shop",
         cluster_id="c",
@@ -270,8 +279,8 @@ def test_an_upload_that_is_not_wanted_any_more_writes_no_manifest(saved: Saved) 
         )
     assert len(list(saved.store.list("snapshots/two/"))) == 2
     assert delete_attempt(saved.store, elsewhere, "uid-of-another") == 0
-    assert delete_attempt(saved.store, elsewhere, "uid") == 2
-    assert delete_attempt(saved.store, elsewhere, "uid") == 0
+    assert delete_attempt(saved.store, elsewhere, UID) == 2
+    assert delete_attempt(saved.store, elsewhere, UID) == 0
 
 
 # -- images
@@ -340,3 +349,21 @@ def test_digests_do_not_depend_on_how_the_bytes_come(tmp_path: Path) -> None:
     assert hasher.part() == expected
     (tmp_path / "e").touch()
     assert len(digest_file(tmp_path / "e").blake3) == 1
+
+
+def test_a_status_that_points_at_another_snapshots_bytes_reaches_nothing(saved: Saved) -> None:
+    """The manifest names its owner, so a copied record opens no other tenant's memory."""
+    thief = snapshot("22222222-2222-5222-8222-222222222222", capture=saved.snapshot.capture)
+
+    with pytest.raises(DamagedError, match="another PodSnapshot"):
+        saved.cache.fetch(thief, saved.store)
+
+
+def test_an_upload_never_removes_another_snapshots_part(saved: Saved) -> None:
+    """Two snapshots that share a folder by mistake do not destroy each other."""
+    stranger = replace(saved.manifest, snapshot_uid="uid-of-another")
+
+    with pytest.raises(PreconditionFailed, match="another PodSnapshot"):
+        upload(saved.store, LOCATION, saved.source, stranger, cancelled=lambda: False)
+
+    assert saved.cache.fetch(saved.snapshot, saved.store)

@@ -1,0 +1,444 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Restore or cold: the answer to a sandbox's question, from a real cluster, bucket and image."""
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from cluster_world import World, eventually
+from kube_apiserver import ApiServer
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from runsc_sandbox import (
+    CONTAINER,
+    NODE,
+    GvisorNode,
+    RunningPod,
+    SavingNode,
+    counter_pod,
+    running_pod,
+    snapshot_controller,
+    span,
+    span_exporter,
+    span_names,
+)
+
+from backends.clock import SystemClock
+from backends.kube.client import KubeClient
+from backends.kube.events import EventRecorder
+from backends.objects.interface import ObjectInfo
+from backends.objects.localdir import LocalDirStore
+from localcluster.toolchain import Toolchain
+from nodeexec import restore_decision
+from nodeexec.cluster_view import ClusterView, Listeners
+from nodeexec.image import PARTS
+from nodeexec.node_cache import NodeCache
+from nodeexec.pod_reports import PodReports
+from nodeexec.restore_decision import GATE_LIMIT_S, Decision, RestoreDecider
+from reconciler.snapshot_controller import SnapshotController
+from schemas.names import READY
+from schemas.pod import Pod
+from schemas.snapshot import Compatibility, Snapshot
+from schemas.storage_config import Location
+from statemachine.restore import Outcome
+
+# The kubelet waits for the answer; a live look is bound by half of it.
+COLD_LIMIT_S = 0.1
+
+
+@pytest.fixture(scope="module")
+def gvisor(toolchain: Toolchain, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GvisorNode]:
+    """The node's runsc and images."""
+    node = GvisorNode.prepare(tmp_path_factory.mktemp("node"), toolchain.path("runsc"))
+    yield node
+    node.release()
+
+
+@pytest.fixture(scope="module")
+def running(gvisor: GvisorNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningPod]:
+    """The sandbox that was saved."""
+    with running_pod(gvisor, tmp_path_factory.mktemp("origin")) as pod:
+        pod.counter()
+        yield pod
+
+
+@pytest.fixture(scope="module")
+def controller(controller_client: KubeClient, bucket_root: Path) -> Iterator[SnapshotController]:
+    """The controller, when a test lets it look."""
+    with snapshot_controller(controller_client, bucket_root) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def view(agent_client: KubeClient) -> Iterator[ClusterView]:
+    """What the node's agent sees."""
+    made = new_view(agent_client)
+    made.start()
+    eventually(made.is_synced, "the agent's caches are filled")
+    yield made
+    made.stop()
+
+
+def new_view(client: KubeClient) -> ClusterView:
+    """Return a view that nobody listens to."""
+    return ClusterView(client, NODE, Listeners(lambda _, __: None, lambda _, __: None))
+
+
+@pytest.fixture(autouse=True)
+def spans() -> InMemorySpanExporter:
+    """Begin each test without spans."""
+    span_exporter().clear()
+    return span_exporter()
+
+
+@dataclass(slots=True)
+class Deciding:
+    """An agent's decider over a saved Pod, and what it told others."""
+
+    view: ClusterView
+    saving: SavingNode
+    snapshot: Snapshot
+    state: Path
+    reports: PodReports
+    store: LocalDirStore
+    compatibility: Compatibility
+    damaged: list[tuple[str, str]] = field(default_factory=list)
+    holds: list[float] = field(default_factory=list)
+
+    def decider(self, cache: NodeCache, *, node: Compatibility | None = None) -> RestoreDecider:
+        """Return the decider of an agent that has this cache."""
+        return RestoreDecider(
+            view=self.view,
+            cache=cache,
+            node=node or self.compatibility,
+            workload_dirs=self.state / "workload",
+            open_store=self._open,
+            on_damage=self._on_damage,
+        )
+
+    def here(self) -> RestoreDecider:
+        """Return the decider of the node that saved."""
+        return self.decider(self.saving.capturer.cache)
+
+    def elsewhere(self) -> RestoreDecider:
+        """Return the decider of a like node that never had the image."""
+        return self.decider(self.empty_cache())
+
+    def empty_cache(self) -> NodeCache:
+        """Return the cache of a node that has nothing."""
+        return NodeCache(self.state / "other-cache")
+
+    def new_pod(self, *, labels: dict[str, str] | None = None) -> Pod:
+        """Bind another Pod of the same template to the node; its sandbox is about to be made."""
+        pod = counter_pod(self.saving.world, "web-1", labels=labels)
+        eventually(
+            lambda: self.view.pods.store.get(*pod.metadata.key), "the agent's cache shows the Pod"
+        )
+        return pod
+
+    def ask(
+        self, decider: RestoreDecider, pod: Pod, *, cold: dict[str, str] | None = None
+    ) -> Decision:
+        """Ask as the runtime does."""
+        return decider.decide(
+            namespace=pod.metadata.namespace,
+            name=pod.metadata.name,
+            uid=pod.metadata.uid,
+            sandbox="sandbox-of-web-1",
+            cold=cold,
+            hold=self.holds.append,
+        )
+
+    def part(self, name: str) -> Path:
+        """Return the file that is a part's object in the bucket."""
+        assert self.snapshot.capture is not None
+        assert self.snapshot.capture.location is not None
+        return self.saving.world.bucket / self.snapshot.capture.location.path / name
+
+    def _open(self, location: Location) -> LocalDirStore:
+        assert location.bucket == self.saving.world.bucket.name
+        return self.store
+
+    def _on_damage(self, snapshot: Snapshot, message: str) -> None:
+        self.damaged.append((snapshot.metadata.uid, message))
+        self.reports.damaged(snapshot, message)
+
+
+@pytest.fixture
+def deciding(
+    world: World,
+    running: RunningPod,
+    agent_client: KubeClient,
+    controller: SnapshotController,
+    view: ClusterView,
+    tmp_path: Path,
+) -> Deciding:
+    """A Pod was saved and stored, and the agent knows that restores are possible."""
+    saving = SavingNode.build(
+        world, running, state=tmp_path, agent=agent_client, controller=controller
+    )
+    snapshot = saving.saved()
+
+    def is_ready() -> bool:
+        shown = view.snapshots.store.get(*snapshot.metadata.key)
+        governed = view.policies.store.get(world.namespace, "web") is not None
+        return governed and shown is not None and is_true(shown)
+
+    eventually(is_ready, "the agent's cache shows a snapshot that is ready")
+    span_exporter().clear()
+    clock = SystemClock()
+    return Deciding(
+        view=view,
+        saving=saving,
+        snapshot=snapshot,
+        state=tmp_path,
+        reports=PodReports(
+            agent_client, EventRecorder(agent_client, component="tests", instance=NODE), clock
+        ),
+        store=saving.store,
+        compatibility=running.node.compatibility,
+    )
+
+
+def is_true(snapshot: Snapshot) -> bool:
+    """Whether restores are possible."""
+    return READY in snapshot.conditions and snapshot.conditions[READY].is_true
+
+
+def timed(deciding: Deciding, decider: RestoreDecider, pod: Pod) -> tuple[Decision, float]:
+    """Return an answer and the seconds that it took."""
+    began_s = time.monotonic()
+    decision = deciding.ask(decider, pod)
+    return decision, time.monotonic() - began_s
+
+
+def test_a_pod_is_restored_from_the_cache_of_the_node_that_saved(deciding: Deciding) -> None:
+    """Without the bucket, and without telling the runtime to wait."""
+    shutil.rmtree(deciding.saving.world.bucket)
+    decision = deciding.ask(deciding.here(), deciding.new_pod())
+    assert decision.outcome is Outcome.RESTORED
+    assert deciding.holds == []
+    assert span_names() == ["podsnap.decide"]
+    assert dict(span("podsnap.decide").attributes or {}) == {
+        "k8s.namespace.name": deciding.saving.world.namespace,
+        "k8s.pod.name": "web-1",
+        "podsnap.outcome": "Restored",
+        "podsnap.reason": "",
+    }
+    answer = decision.to_answer()
+    assert answer["governed"]
+    assert answer["policy"] == "web"
+    assert answer["restore"]["snapshot"] == deciding.snapshot.metadata.name
+    assert answer["restore"]["image_ids"] == {
+        CONTAINER: deciding.saving.running.node.counter.image_id
+    }
+    assert answer["restore"]["deadline_s"] > 60
+    image = deciding.saving.capturer.cache.lookup(deciding.snapshot.metadata.uid)
+    assert answer["restore"]["image_dir"] == str(image)
+
+
+def test_another_node_fetches_the_image_and_runsc_restores_the_pod_from_it(
+    deciding: Deciding, gvisor: GvisorNode, tmp_path: Path
+) -> None:
+    """The memory goes on: same nonce, no smaller count, another hostname."""
+    at_save = deciding.saving.running.counter()
+    decision = deciding.ask(deciding.elsewhere(), deciding.new_pod())
+    assert decision.outcome is Outcome.RESTORED
+    assert deciding.holds == [GATE_LIMIT_S + 1]
+    assert span_names() == ["podsnap.fetch", "podsnap.decide"]
+    assert deciding.snapshot.capture is not None
+    assert dict(span("podsnap.fetch").attributes or {}) == {
+        "k8s.namespace.name": deciding.saving.world.namespace,
+        "podsnap.snapshot.name": deciding.snapshot.metadata.name,
+        "podsnap.bytes": deciding.snapshot.capture.size_bytes,
+    }
+    assert decision.image_dir is not None
+    for part in PARTS:
+        assert (decision.image_dir / part).read_bytes() == deciding.part(part).read_bytes()
+    with running_pod(gvisor, tmp_path / "clone", image=decision.image_dir) as clone:
+        restored = clone.counter()
+    assert restored["nonce"] == at_save["nonce"]
+    assert restored["started_at"] == at_save["started_at"]
+    assert restored["hostname"] != at_save["hostname"]
+
+
+def test_an_image_that_was_fetched_once_is_not_fetched_again(deciding: Deciding) -> None:
+    """Not even by another agent process on that node."""
+    pod = deciding.new_pod()
+    first = deciding.ask(deciding.elsewhere(), pod)
+    shutil.rmtree(deciding.saving.world.bucket)
+    second = deciding.ask(deciding.elsewhere(), pod)
+    assert (first.outcome, second.outcome) == (Outcome.RESTORED, Outcome.RESTORED)
+    assert first.image_dir == second.image_dir
+    assert span_names().count("podsnap.fetch") == 1
+
+
+def test_a_prefetch_brings_the_image_before_the_sandbox_is_asked_for(deciding: Deciding) -> None:
+    """The Pod was seen bound to the node; the decision then waits for nothing."""
+    pod, cache = deciding.new_pod(), deciding.empty_cache()
+    decider = deciding.decider(cache)
+    decider.prefetch(pod)
+    eventually(lambda: cache.lookup(deciding.snapshot.metadata.uid), "the image is there")
+    decision = deciding.ask(decider, pod)
+    assert decision.outcome is Outcome.RESTORED
+    assert deciding.holds == []
+
+
+def test_a_pod_that_no_policy_selects_is_left_alone(deciding: Deciding) -> None:
+    """The runtime steps out of its way."""
+    decision = deciding.ask(deciding.here(), deciding.new_pod(labels={"app": "other"}))
+    assert decision.outcome is Outcome.COLD
+    assert decision.to_answer() == {"governed": False}
+    assert decision.reason == "no policy governs the Pod"
+    assert (span("podsnap.decide").attributes or {})["podsnap.reason"] == decision.reason
+
+
+def test_a_pod_that_the_api_server_does_not_know_starts_cold_at_once(deciding: Deciding) -> None:
+    """A name with another UID is another Pod."""
+    pod = deciding.new_pod()
+    stranger = replace(pod, metadata=replace(pod.metadata, uid="another-uid"))
+    decider = deciding.here()
+    for unknown in (stranger, replace(pod, metadata=replace(pod.metadata, name="web-9"))):
+        decision, took_s = timed(deciding, decider, unknown)
+        assert decision.outcome is Outcome.COLD
+        assert "does not know the Pod" in decision.reason
+        assert decision.to_answer() == {"governed": False}
+        assert took_s < COLD_LIMIT_S
+
+
+def test_an_api_server_that_hangs_delays_nobody(deciding: Deciding, api_server: ApiServer) -> None:
+    """A known Pod is decided from the caches, an unknown one starts cold within the bound."""
+    pod = deciding.new_pod()
+    unknown = replace(pod, metadata=replace(pod.metadata, name="web-9"))
+    decider = deciding.here()
+    os.kill(api_server.process.pid, signal.SIGSTOP)
+    try:
+        cold, cold_s = timed(deciding, decider, unknown)
+        warm = deciding.ask(decider, pod)
+    finally:
+        os.kill(api_server.process.pid, signal.SIGCONT)
+    assert cold.outcome is Outcome.COLD
+    assert cold_s < COLD_LIMIT_S
+    assert warm.outcome is Outcome.RESTORED
+
+
+def test_an_agent_that_has_just_started_answers_cold(
+    deciding: Deciding, agent_client: KubeClient
+) -> None:
+    """It does not know the cluster yet, and the Pod does not wait until it does."""
+    pod = deciding.new_pod()
+    deciding.view = new_view(agent_client)
+    decision = deciding.ask(deciding.here(), pod)
+    assert decision.outcome is Outcome.COLD
+    assert "has just started" in decision.reason
+
+
+def test_a_damaged_part_is_told_by_name_and_never_restored(deciding: Deciding) -> None:
+    """The Pod starts cold, and nobody asks for these bytes again."""
+    pod, pages = deciding.new_pod(), deciding.part("pages.img")
+    with pages.open("r+b") as file:
+        file.seek(pages.stat().st_size // 2)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+    decider = deciding.elsewhere()
+    decision = deciding.ask(decider, pod)
+    assert decision.outcome is Outcome.COLD_DESPITE_SNAPSHOT
+    assert "pages.img" in decision.reason
+    assert decision.to_answer()["restore"] is None
+    ((uid, message),) = deciding.damaged
+    assert uid == deciding.snapshot.metadata.uid
+    assert message.startswith("part pages.img")
+    assert list((deciding.state / "other-cache").iterdir()) == []
+    key = deciding.snapshot.metadata.key
+    eventually(
+        lambda: (deciding.view.snapshots.store.get(*key) or deciding.snapshot).damage,
+        "the agent's cache shows the damage",
+    )
+    again = deciding.ask(decider, pod)
+    assert again.outcome is Outcome.COLD_DESPITE_SNAPSHOT
+    assert "damaged" in again.reason
+    assert span_names().count("podsnap.fetch") == 1
+    assert len(deciding.damaged) == 1
+
+
+def test_a_bucket_that_is_away_is_no_damage(deciding: Deciding) -> None:
+    """The Pod starts cold with the reason; the next one is restored when the bucket is back."""
+    pod, bucket = deciding.new_pod(), deciding.saving.world.bucket
+    away = bucket.rename(bucket.with_name(f"{bucket.name}-away"))
+    decider = deciding.elsewhere()
+    decision = deciding.ask(decider, pod)
+    assert decision.outcome is Outcome.COLD_DESPITE_SNAPSHOT
+    assert f"bucket {bucket.name} does not exist" in decision.reason
+    assert deciding.damaged == []
+    away.rename(bucket)
+    assert deciding.ask(decider, pod).outcome is Outcome.RESTORED
+
+
+class _SlowStore(LocalDirStore):
+    """The real bucket behind a line that lets nothing through until it is told to."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.open_line = threading.Event()
+
+    def download(
+        self,
+        name: str,
+        path: Path,
+        *,
+        generation: int,
+        on_block: Callable[[bytes], None] | None = None,
+    ) -> ObjectInfo:
+        assert self.open_line.wait(20)
+        return super().download(name, path, generation=generation, on_block=on_block)
+
+
+def test_a_fetch_slower_than_the_gate_is_a_cold_start_and_serves_the_next_pod(
+    deciding: Deciding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kubelet's time runs out before ours; the bytes that came are not thrown away."""
+    monkeypatch.setattr(restore_decision, "GATE_LIMIT_S", 0.2)
+    slow = _SlowStore(deciding.saving.world.bucket)
+    deciding.store = slow
+    pod, cache = deciding.new_pod(), deciding.empty_cache()
+    decider = deciding.decider(cache)
+    try:
+        decision, took_s = timed(deciding, decider, pod)
+    finally:
+        slow.open_line.set()
+    assert decision.outcome is Outcome.COLD_DESPITE_SNAPSHOT
+    assert 0.2 <= took_s < 5
+    assert "was not fetched within" in decision.reason
+    assert str(deciding.snapshot.metadata) in decision.reason
+    assert deciding.damaged == []
+    eventually(lambda: cache.lookup(deciding.snapshot.metadata.uid), "the fetch went on")
+    assert deciding.ask(decider, pod).outcome is Outcome.RESTORED
+    eventually(lambda: "podsnap.fetch" in span_names(), "the fetch has ended")
+    assert span_names().count("podsnap.fetch") == 1
+
+
+def test_a_node_with_another_runsc_starts_the_pod_cold_and_says_why(deciding: Deciding) -> None:
+    """Before any byte is fetched."""
+    other = replace(deciding.compatibility, runsc_version="release-20200101.0")
+    decision = deciding.ask(
+        deciding.decider(deciding.empty_cache(), node=other), deciding.new_pod()
+    )
+    assert decision.outcome is Outcome.COLD_DESPITE_SNAPSHOT
+    assert "the runsc version is release-20200101.0 on this node" in decision.reason
+    assert span_names() == ["podsnap.decide"]
+
+
+def test_a_pod_whose_restore_failed_starts_cold_with_that_reason(deciding: Deciding) -> None:
+    """Never twice from the same image, however good it is."""
+    cold = {"snapshot": deciding.snapshot.metadata.name, "reason": "the sandbox ended"}
+    decision = deciding.ask(deciding.here(), deciding.new_pod(), cold=cold)
+    assert decision.outcome is Outcome.FELL_BACK
+    assert decision.reason == "the sandbox ended"
+    assert decision.to_answer()["restore"] is None
+    assert decision.to_answer()["governed"]
