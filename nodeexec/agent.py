@@ -189,7 +189,7 @@ class Agent:
             if decision.pod is None:
                 log.info("a sandbox starts cold: %s", decision.reason)
             return
-        if decision.outcome is not Outcome.RESTORED:
+        if decision.outcome in {Outcome.COLD, Outcome.COLD_DESPITE_SNAPSHOT}:
             self._reports.forget_restore(decision.pod)
         if decision.outcome is Outcome.COLD_DESPITE_SNAPSHOT:
             self._reports.outcome(decision.pod, decision.outcome, reason=decision.reason)

@@ -309,7 +309,13 @@ class Capturer:
             raise CaptureFailed(
                 "SandboxGone", f"the sandbox of the Pod on node {self.node} does not run"
             )
-        for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
+        try:
+            status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+        except (FileNotFoundError, ProcessLookupError) as error:
+            raise CaptureFailed(
+                "SandboxGone", f"the sandbox of the Pod on node {self.node} has just ended"
+            ) from error
+        for line in status.splitlines():
             if line.startswith("VmRSS:"):
                 return int(line.split()[1]) << 10
         return 0

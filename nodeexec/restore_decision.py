@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from opentelemetry import trace
+from opentelemetry import context, trace
 
 from backends.objects.interface import ObjectStore, StoreError
 from nodeexec.cluster_view import ClusterView
@@ -222,16 +222,17 @@ class RestoreDecider:
         uid = snapshot.metadata.uid
         running = self._running.get(uid)
         if running is None or running.done():
-            running = self._fetches.submit(self._fetch_now, snapshot)
+            running = self._fetches.submit(self._fetch_now, snapshot, context.get_current())
             self._running[uid] = running
         return running
 
-    def _fetch_now(self, snapshot: Snapshot) -> Path:
+    def _fetch_now(self, snapshot: Snapshot, asked_in: context.Context) -> Path:
         capture = snapshot.capture
         if capture is None or capture.location is None:
             raise FetchError("the snapshot records no place of its bytes")
         with tracer.start_as_current_span(
             "podsnap.fetch",
+            context=asked_in,  # a pool's thread does not inherit it
             attributes={
                 "k8s.namespace.name": snapshot.metadata.namespace,
                 "podsnap.snapshot.name": snapshot.metadata.name,

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from opentelemetry import trace
+
 from backends.objects.interface import ObjectStore
 from nodeexec.capture import MAX_ATTEMPTS, CaptureFailed, CaptureJob, Capturer, StoppedError
 from nodeexec.cluster_view import ClusterView
@@ -34,6 +36,7 @@ from schemas.snapshot import CaptureRecord, Compatibility, Failure, Snapshot
 from schemas.storage_config import Location
 
 log = logging.getLogger(__name__)
+tracer = trace.get_tracer("podsnap.nodeexec.saves")
 
 Key = tuple[str, str]
 
@@ -255,13 +258,22 @@ class NodeSaves:
     def _carry_through(
         self, snapshot: Snapshot, save: Callable[[], tuple[Snapshot, CaptureRecord]], pod: Pod
     ) -> None:
-        try:
-            sealed, record = save()
-        except CaptureFailed as failed:
-            self._tell_failure(snapshot, failed.failure, pod)
-            return
-        self.metrics.observe_save(record)
-        self._store_sealed(sealed, pod)
+        # One span over all phases: a snapshot's life on its node is one trace.
+        with tracer.start_as_current_span(
+            "podsnap.save",
+            attributes={
+                "k8s.namespace.name": snapshot.metadata.namespace,
+                "k8s.pod.name": pod.metadata.name,
+                "podsnap.snapshot.name": snapshot.metadata.name,
+            },
+        ):
+            try:
+                sealed, record = save()
+            except CaptureFailed as failed:
+                self._tell_failure(snapshot, failed.failure, pod)
+                return
+            self.metrics.observe_save(record)
+            self._store_sealed(sealed, pod)
 
     def _store_sealed(self, sealed: Snapshot, pod: Pod | None) -> None:
         record = sealed.capture

@@ -236,7 +236,7 @@ def test_a_full_staging_file_system_refuses_the_save_before_the_pod_is_paused(
             node.capturer.save(job, attempt=1)
         assert list(tiny.iterdir()) == []
     finally:
-        subprocess.run(["umount", str(tiny)], check=True)
+        subprocess.run(["umount", "--lazy", str(tiny)], check=True)
     message = assert_failed(node, job.snapshot.metadata.name, "NoSpace")
     assert str(tiny) in message
     assert "has 8 MiB free; make room" in message
