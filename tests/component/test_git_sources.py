@@ -232,3 +232,35 @@ def test_a_repository_that_is_not_there_is_told(repository: Repository) -> None:
     message = repository.refused("has no branch none; check spec.ref")
     assert repository.ready()["reason"] == "FetchFailed"
     assert str(repository.path) in message
+
+
+def test_a_source_brings_nothing_into_another_namespace(repository: Repository) -> None:
+    """The controller may write everywhere; whoever may create a GitSource may not."""
+    body = yaml.safe_load(repository.policy_text())
+    body["metadata"]["namespace"] = "default"
+    repository.commit(web=yaml.safe_dump(body))
+    repository.follow()
+
+    message = repository.refused("brings nothing into namespace default")
+
+    assert message.startswith("web.yaml:")
+    assert repository.policy("web") is None
+
+
+def test_a_source_takes_over_no_storage_config_of_somebody_else(repository: Repository) -> None:
+    """It serves every tenant: another bucket under its name would get their memory."""
+    repository.world.storage()
+    config = {
+        "apiVersion": "podsnapshot.gke.io/v1",
+        "kind": "PodSnapshotStorageConfig",
+        "metadata": {"name": repository.world.store},
+        "spec": {"snapshotStorageConfig": {"gcs": {"bucket": "mine-now"}}},
+    }
+    repository.commit(store=yaml.safe_dump(config))
+    repository.follow()
+
+    repository.refused("was brought by somebody else")
+
+    live = repository.world.get(POD_SNAPSHOT_STORAGE_CONFIGS, repository.world.store)
+    assert live is not None
+    assert live["spec"]["snapshotStorageConfig"]["gcs"]["bucket"] != "mine-now"
