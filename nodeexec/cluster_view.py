@@ -18,7 +18,7 @@ from backends.kube.client import (
     KubeClient,
 )
 from backends.kube.errors import ApiError, NotFound
-from backends.kube.reflector import Reflector
+from backends.kube.reflector import Reflector, ReflectorSet
 from policies.selection import governing_policy
 from schemas.pod import Pod
 from schemas.policy import Policy
@@ -38,7 +38,7 @@ class Listeners:
     snapshot: Changed
 
 
-class ClusterView:
+class ClusterView(ReflectorSet):
     """Caches of everything the agent decides by."""
 
     def __init__(self, client: KubeClient, node: str, listeners: Listeners) -> None:
@@ -60,30 +60,7 @@ class ClusterView:
         self.storage_configs: Reflector[StorageConfig] = Reflector(
             client, POD_SNAPSHOT_STORAGE_CONFIGS, project=StorageConfig.parse
         )
-        self._all: tuple[Reflector[Any], ...] = (
-            self.pods,
-            self.snapshots,
-            self.policies,
-            self.storage_configs,
-        )
-
-    def start(self) -> None:
-        """Begin to watch."""
-        for reflector in self._all:
-            reflector.start()
-
-    def stop(self) -> None:
-        """End all watches."""
-        for reflector in self._all:
-            reflector.stop()
-
-    def is_synced(self) -> bool:
-        """Whether every cache was filled once."""
-        return all(r.synced.is_set() for r in self._all)
-
-    def silent_for_s(self) -> float:
-        """Return how long the quietest watch has heard nothing from the API server."""
-        return max(r.seconds_since_contact() for r in self._all)
+        super().__init__(self.pods, self.snapshots, self.policies, self.storage_configs)
 
     def pod(self, namespace: str, name: str, uid: str) -> Pod | None:
         """Return the Pod with this UID; a missing one is asked for once, within 50 ms."""

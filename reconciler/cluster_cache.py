@@ -19,7 +19,7 @@ from backends.kube.client import (
     RUNTIME_CLASSES,
     KubeClient,
 )
-from backends.kube.reflector import Reflector
+from backends.kube.reflector import Reflector, ReflectorSet
 from policies.selection import governing_policy
 from schemas.git_source import GitSource
 from schemas.metadata import Metadata
@@ -34,7 +34,7 @@ from schemas.trigger import ManualTrigger
 Changed = Callable[[Any, Any], None]
 
 
-class ClusterCache:
+class ClusterCache(ReflectorSet):
     """Typed, read-only views of the cluster."""
 
     def __init__(self, client: KubeClient) -> None:
@@ -61,7 +61,7 @@ class ClusterCache:
         self.runtime_classes: Reflector[tuple[str, str]] = Reflector(
             client, RUNTIME_CLASSES, project=_runtime_class
         )
-        self._all: tuple[Reflector[Any], ...] = (
+        super().__init__(
             self.pods,
             self.snapshots,
             self.policies,
@@ -71,24 +71,6 @@ class ClusterCache:
             self.leases,
             self.runtime_classes,
         )
-
-    def start(self) -> None:
-        """Begin to watch."""
-        for reflector in self._all:
-            reflector.start()
-
-    def stop(self) -> None:
-        """End all watches."""
-        for reflector in self._all:
-            reflector.stop()
-
-    def is_synced(self) -> bool:
-        """Whether every cache was filled once."""
-        return all(r.synced.is_set() for r in self._all)
-
-    def silent_for_s(self) -> float:
-        """Return how long the quietest watch has heard nothing from the API server."""
-        return max(r.seconds_since_contact() for r in self._all)
 
     def gvisor_classes(self) -> frozenset[str]:
         """Return the names of the RuntimeClasses that mean gVisor."""

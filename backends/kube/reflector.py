@@ -227,6 +227,28 @@ class Reflector(Generic[T]):
             log.exception("a listener of %s failed", self._resource.plural)
 
 
+class ReflectorSet:
+    """Several caches that live and are judged together."""
+
+    def __init__(self, *reflectors: Reflector[Any]) -> None:
+        """Nothing is watched before ``start``."""
+        self._reflectors = reflectors
+
+    def start(self) -> None:
+        """Begin to watch."""
+        for reflector in self._reflectors:
+            reflector.start()
+
+    def stop(self) -> None:
+        """End all watches."""
+        for reflector in self._reflectors:
+            reflector.stop()
+
+    def is_synced(self) -> bool:
+        """Whether every cache was filled once."""
+        return all(r.synced.is_set() for r in self._reflectors)
+
+
 def _key(obj: dict[str, Any]) -> tuple[str, str]:
     metadata = obj["metadata"]
     return (metadata.get("namespace", ""), metadata["name"])
