@@ -439,6 +439,11 @@ class LocalCluster:
                     if entry.name != "cluster.json":
                         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
                 shutil.rmtree(self.state_dir)
+        # The last cluster's folders go too; rmdir takes none that holds anything.
+        ours = [self.root, *([self.root.parent] if self.root == DEFAULT_ROOT else [])]
+        with contextlib.suppress(OSError):
+            for directory in ours:
+                directory.rmdir()
 
     # -- waiting and order
 

@@ -34,7 +34,10 @@ def exclusively(
     told = False
     while True:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            continue  # another cluster's down has just removed the empty folder
         try:
             if _take(descriptor, path):
                 yield

@@ -196,3 +196,16 @@ def test_podsnaps_programs_have_their_own_identities_and_survive_sigkill(
             return status.state == "running" and status.pid != first
 
         eventually(is_back, f"{program} is back")
+
+
+def test_down_leaves_no_empty_folder_and_takes_no_full_one(tmp_path: Path) -> None:
+    """What up would have made for the first cluster goes with the last."""
+    root = tmp_path / "clusters"
+    LocalCluster("gone", root=root).down()
+
+    assert not root.exists()
+
+    (root / "other").mkdir(parents=True)
+    LocalCluster("gone", root=root).down()
+
+    assert (root / "other").is_dir()
