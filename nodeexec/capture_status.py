@@ -57,11 +57,7 @@ class CaptureStatus:
         *,
         lock: bool,
     ) -> Snapshot:
-        metadata = {
-            "name": snapshot.metadata.name,
-            "namespace": snapshot.metadata.namespace,
-            "uid": snapshot.metadata.uid,
-        }
+        metadata = snapshot.metadata.identity()
         if lock:
             metadata["resourceVersion"] = snapshot.metadata.resource_version
         status: dict[str, Any] = {

@@ -85,11 +85,7 @@ class PodReports:
         body = {
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": {
-                "name": pod.metadata.name,
-                "namespace": pod.metadata.namespace,
-                "uid": pod.metadata.uid,
-            },
+            "metadata": pod.metadata.identity(),
             "status": {
                 "conditions": render_conditions(
                     conditions, previous=pod.conditions, now=to_time(self._clock.now())
@@ -109,11 +105,7 @@ class PodReports:
         body = {
             "apiVersion": API_VERSION,
             "kind": "PodSnapshot",
-            "metadata": {
-                "name": snapshot.metadata.name,
-                "namespace": snapshot.metadata.namespace,
-                "uid": snapshot.metadata.uid,
-            },
+            "metadata": snapshot.metadata.identity(),
             "status": status,
         }
         try:

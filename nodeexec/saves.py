@@ -252,7 +252,7 @@ class NodeSaves:
         if policy is None:
             return ""
         return automatic_identity(
-            policy, distill(pod), group_labels(pod, policy), self.compatibility
+            policy, distill(pod), group_labels(pod.metadata.labels, policy), self.compatibility
         )
 
     def _carry_through(

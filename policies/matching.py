@@ -70,7 +70,8 @@ def judge(candidate: Candidate, snapshot: Snapshot) -> Verdict:
     if unknown:
         text = f"it does not say which image container {unknown[0]} was made from"
         found.append(Finding(Reason.SPEC_DIFFERS, text))
-    want, have = _group(snapshot.metadata.labels, policy), group_labels(pod, policy)
+    want = group_labels(snapshot.metadata.labels, policy)
+    have = group_labels(pod.metadata.labels, policy)
     if want != have:
         found.append(Finding(Reason.GROUP_DIFFERS, f"its group is {want}, the Pod's is {have}"))
     found += [
@@ -143,7 +144,3 @@ def _why_not_ready(conditions: Mapping[str, Condition]) -> str:
     if ready is None:
         return "it is not ready"
     return f"it is not ready ({ready.reason}{': ' + ready.message if ready.message else ''})"
-
-
-def _group(labels: Mapping[str, str], policy: Policy) -> dict[str, str]:
-    return {key: labels[key] for key in policy.grouping_labels if key in labels}

@@ -5,7 +5,7 @@ No public statement says what happens when several policies select one Pod; here
 (then the name decides), so that adding a policy never takes a Pod away from a working one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from schemas.pod import Pod
 from schemas.policy import Policy
@@ -29,7 +29,6 @@ def governing_policy(pod: Pod, policies: Iterable[Policy]) -> Policy | None:
     )
 
 
-def group_labels(pod: Pod, policy: Policy) -> dict[str, str]:
-    """Return the exact label set that is the Pod's group under the policy (contract, 6.4)."""
-    labels = pod.metadata.labels
+def group_labels(labels: Mapping[str, str], policy: Policy) -> dict[str, str]:
+    """Return the exact label set that is the group of a Pod or a snapshot (contract, 6.4)."""
     return {key: labels[key] for key in policy.grouping_labels if key in labels}

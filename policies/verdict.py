@@ -16,14 +16,12 @@ class Reason(StrEnum):
     NOT_GOVERNED = "NotGoverned"
     OTHER_POLICY = "OtherPolicy"
     DAMAGED = "Damaged"
-    PINNED_ELSEWHERE = "PinnedElsewhere"
     POD_NOT_FOUND = "PodNotFound"
     POD_NOT_READY = "PodNotReady"
     NOT_IN_GVISOR = "NotInGVisor"
     NOT_RESTORABLE = "NotRestorable"
     STORAGE_NOT_READY = "StorageNotReady"
     SCOPE_UNSUPPORTED = "ScopeUnsupported"
-    BUSY = "AnotherTriggerPending"
 
 
 @dataclass(frozen=True, slots=True)

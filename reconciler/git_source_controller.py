@@ -194,11 +194,7 @@ class GitSourceController:
         body = {
             "apiVersion": OWN_API_VERSION,
             "kind": "GitSource",
-            "metadata": {
-                "name": source.metadata.name,
-                "namespace": source.metadata.namespace,
-                "uid": source.metadata.uid,
-            },
+            "metadata": source.metadata.identity(),
             "status": {
                 "conditions": render_conditions(
                     [outcome.condition],

@@ -59,7 +59,7 @@ class PolicyController:
                 unknown_node = True
                 continue
             identity = automatic_identity(
-                policy, distill(pod), group_labels(pod, policy), node.compatibility
+                policy, distill(pod), group_labels(pod.metadata.labels, policy), node.compatibility
             )
             self._ensure(pod, policy, identity)
         return _NODE_FACTS_RETRY_S if unknown_node else None
@@ -140,13 +140,10 @@ def write_ready(
         before is not None and before.observed_generation == condition.observed_generation
     ):
         return
-    identity = {"name": metadata.name, "uid": metadata.uid}
-    if metadata.namespace:
-        identity["namespace"] = metadata.namespace
     body = {
         "apiVersion": API_VERSION,
         "kind": resource.kind,
-        "metadata": identity,
+        "metadata": metadata.identity(),
         "status": {
             "conditions": render_conditions(
                 [condition], previous=previous, now=to_time(clock.now())

@@ -216,11 +216,7 @@ class SnapshotController:
         podsnap: dict[str, Any] = {"version": RECORD_VERSION, "control": control.to_object()}
         if taken is not None:
             podsnap["capture"] = taken.to_object()
-        metadata = {
-            "name": snapshot.metadata.name,
-            "namespace": snapshot.metadata.namespace,
-            "uid": snapshot.metadata.uid,
-        }
+        metadata = snapshot.metadata.identity()
         if as_judged:
             metadata["resourceVersion"] = snapshot.metadata.resource_version
         body = {

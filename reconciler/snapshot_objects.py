@@ -101,7 +101,7 @@ def _create(
             "name": name,
             "namespace": pod.metadata.namespace,
             "labels": {
-                **group_labels(pod, policy),
+                **group_labels(pod.metadata.labels, policy),
                 ORIGIN_NODE_LABEL: label_value(pod.node_name),
                 **labels,
             },

@@ -150,11 +150,7 @@ class TriggerController:
         body = {
             "apiVersion": API_VERSION,
             "kind": "PodSnapshotManualTrigger",
-            "metadata": {
-                "name": trigger.metadata.name,
-                "namespace": trigger.metadata.namespace,
-                "uid": trigger.metadata.uid,
-            },
+            "metadata": trigger.metadata.identity(),
             "status": status,
         }
         try:

@@ -48,5 +48,10 @@ class Metadata:
         """Namespace and name."""
         return (self.namespace, self.name)
 
+    def identity(self) -> dict[str, str]:
+        """Return the metadata of an apply to exactly this object: its name and its UID."""
+        found = {"name": self.name, "uid": self.uid}
+        return {**found, "namespace": self.namespace} if self.namespace else found
+
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}" if self.namespace else self.name

@@ -25,7 +25,6 @@ FINALIZER: Final = f"{GROUP}/podsnapshot-finalizer"
 ORIGIN_POD_UID_ANNOTATION: Final = f"{OWN_GROUP}/origin-pod-uid"
 TRIGGER_UID_ANNOTATION: Final = f"{OWN_GROUP}/trigger-uid"
 TRIGGER_TYPE_ANNOTATION: Final = f"{OWN_GROUP}/trigger-type"
-POLICY_UID_ANNOTATION: Final = f"{OWN_GROUP}/policy-uid"
 GIT_SOURCE_ANNOTATION: Final = f"{OWN_GROUP}/git-source"
 GIT_REVISION_ANNOTATION: Final = f"{OWN_GROUP}/git-revision"
 # metadata.creationTimestamp has whole seconds, too coarse for the story of a save.
