@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from backends.clock import Clock
-from backends.kube.client import POD_SNAPSHOTS, KubeClient
+from backends.kube.client import POD_SNAPSHOT_POLICIES, POD_SNAPSHOTS, KubeClient
 from backends.kube.errors import Conflict, NotFound
 from backends.objects.interface import BucketMissing, ObjectStore, StoreError
 from nodeexec.upload import delete_attempt
@@ -155,6 +155,18 @@ class SnapshotController:
             return  # gone already, or changed: the change queued the key again
 
     def _delete_object(self, snapshot: Snapshot) -> None:
+        """Delete a snapshot that was never saved, if its policy is really gone.
+
+        A cache may not show a policy yet that was created a moment before the snapshot; this cannot
+        be taken back, so the API server is asked.
+        """
+        namespace = snapshot.metadata.namespace
+        try:
+            self.client.get(POD_SNAPSHOT_POLICIES, snapshot.policy_name, namespace=namespace)
+        except NotFound:
+            log.info("%s was never saved and its policy is gone", snapshot.metadata)
+        else:
+            return  # the policy's own event queues the key again
         try:
             self.client.delete(
                 POD_SNAPSHOTS,
