@@ -24,6 +24,11 @@ def manual_snapshot_name(trigger_uid: str) -> str:
     return str(uuid.uuid5(_NAMESPACE, f"trigger/{trigger_uid}"))
 
 
+def parting_snapshot_name(pod_uid: str) -> str:
+    """Name the PodSnapshot of a Pod that is saved because it is deleted."""
+    return str(uuid.uuid5(_NAMESPACE, f"parting/{pod_uid}"))
+
+
 def automatic_identity(
     policy: Policy,
     identity: SpecIdentity,

@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from backends.clock import Clock
-from backends.kube.client import POD_SNAPSHOT_POLICIES, KubeClient, Resource
+from backends.kube.client import POD_SNAPSHOT_POLICIES, POD_SNAPSHOTS, KubeClient, Resource
 from backends.kube.errors import Conflict, NotFound
 from policies.capturing import restorable, storage_usable
 from policies.distill import distill
 from policies.identity import automatic_identity, automatic_snapshot_name
+from policies.new_snapshots import automatic_snapshot
 from policies.selection import group_labels
 from reconciler.cluster_cache import ClusterCache
 from reconciler.controller import Key
-from reconciler.snapshot_objects import create_automatic
 from schemas.conditions import Condition, render_conditions
-from schemas.instants import to_time
+from schemas.instants import to_micro_time, to_time
 from schemas.metadata import Metadata
 from schemas.names import API_VERSION, CONTROLLER_MANAGER, READY
 from schemas.pod import Pod
@@ -85,7 +85,9 @@ class PolicyController:
             name = automatic_snapshot_name(identity, generation)
             present = self.cache.snapshots.store.get(namespace, name)
             if present is None:
-                create_automatic(self.client, self.clock, name, pod, policy, identity=identity)
+                now = to_micro_time(self.clock.now())
+                body = automatic_snapshot(name, pod, policy, identity=identity, now=now)
+                self.client.create_once(POD_SNAPSHOTS, body, field_manager=CONTROLLER_MANAGER)
                 return
             if not _is_spent(present):
                 return

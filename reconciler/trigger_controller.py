@@ -15,12 +15,12 @@ from backends.kube.client import (
 from backends.kube.errors import Conflict, NotFound
 from policies.capturing import TriggerInput, may_trigger, storage_usable
 from policies.identity import manual_snapshot_name
+from policies.new_snapshots import manual_snapshot
 from policies.selection import governing_policy
 from reconciler.cluster_cache import ClusterCache
 from reconciler.controller import Key
-from reconciler.snapshot_objects import create_manual
 from schemas.conditions import Condition, render_conditions
-from schemas.instants import to_time
+from schemas.instants import to_micro_time, to_time
 from schemas.names import API_VERSION, CONTROLLER_MANAGER, TRIGGERED
 from schemas.pod import Pod
 from schemas.policy import Policy
@@ -58,7 +58,9 @@ class TriggerController:
             outcome = step(facts)
         created = facts.snapshot is not None or facts.was_created
         if TriggerEffect.CREATE_SNAPSHOT in outcome.effects and pod and policy:
-            create_manual(self.client, self.clock, name, pod, policy, by=trigger)
+            now = to_micro_time(self.clock.now())
+            body = manual_snapshot(name, pod, policy, by=trigger, now=now)
+            self.client.create_once(POD_SNAPSHOTS, body, field_manager=CONTROLLER_MANAGER)
             created = True
         if outcome.condition is not None:
             self._write(trigger, outcome.condition, name if created else "")

@@ -33,6 +33,13 @@ ORIGIN_NODE_LABEL: Final = f"{OWN_GROUP}/origin-node"
 IDENTITY_LABEL: Final = f"{OWN_GROUP}/identity"
 NODE_FACTS_ANNOTATION: Final = f"{OWN_GROUP}/node-facts"
 
+# -- what users set to get more than the contract has
+GATE_ANNOTATION: Final = f"{OWN_GROUP}/gate"
+PROBE_BUDGET_ANNOTATION: Final = f"{OWN_GROUP}/probe-budget"
+NAMESPACES_ANNOTATION: Final = f"{OWN_GROUP}/namespaces"
+QUARANTINE_ANNOTATION: Final = f"{OWN_GROUP}/quarantine"
+QUARANTINE_LIFTED: Final = "lifted"
+
 # -- field managers (who writes what: ARCHITECTURE.md, section 2)
 CONTROLLER_MANAGER: Final = "podsnap-controller"
 CAPTURE_MANAGER: Final = "podsnap-capture"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from backends.kube.errors import Conflict, ServerUnavailable
+from backends.kube.errors import AlreadyExists, Conflict, ServerUnavailable
 from backends.kube.transport import APPLY, DEFAULT_LIMIT_S, Stream, Transport
 
 _PAGE: Final = "500"
@@ -135,6 +135,15 @@ class KubeClient:
             params={"fieldManager": field_manager},
             body=body,
         )
+
+    def create_once(
+        self, resource: Resource, body: Mapping[str, Any], *, field_manager: str
+    ) -> dict[str, Any] | None:
+        """Create an object; ``None`` if its name is taken, which is as good for a derived name."""
+        try:
+            return self.create(resource, body, field_manager=field_manager)
+        except AlreadyExists:
+            return None
 
     def replace(
         self,

@@ -42,9 +42,11 @@ from nodeexec.sandboxes import PreparedSandbox
 from nodeexec.settings import AgentSettings
 from policies.distill import distill
 from policies.identity import manual_snapshot_name
+from policies.new_snapshots import manual_snapshot
 from reconciler.cluster_cache import ClusterCache
 from reconciler.snapshot_controller import AGENT_LOST_S, SnapshotController
-from reconciler.snapshot_objects import create_manual
+from schemas.instants import to_micro_time
+from schemas.names import CONTROLLER_MANAGER
 from schemas.pod import Pod
 from schemas.policy import Policy
 from schemas.snapshot import Compatibility, Snapshot
@@ -362,14 +364,9 @@ class SavingNode:
         storage = self.world.get(POD_SNAPSHOT_STORAGE_CONFIGS, self.world.store)
         assert policy is not None
         assert storage is not None
-        create_manual(
-            self.controller.client,
-            self.capturer.clock,
-            name,
-            self.pod,
-            Policy.parse(policy),
-            by=by,
-        )
+        now = to_micro_time(self.capturer.clock.now())
+        body = manual_snapshot(name, self.pod, Policy.parse(policy), by=by, now=now)
+        self.controller.client.create_once(POD_SNAPSHOTS, body, field_manager=CONTROLLER_MANAGER)
         location = StorageConfig.parse(storage).location
         assert location is not None
         return CaptureJob(

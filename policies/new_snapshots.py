@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PodSnapshot objects, as the controller creates them.
+"""PodSnapshot objects, as podsnap creates them; users never do, what stands in them steers agents.
 
 Creation is the lock: the name is derived, so a second creator gets AlreadyExists and the object
-that is there is as good. Users never create these; what stands in them steers agents.
+that is there is as good.
 """
 
 import hashlib
@@ -10,14 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from backends.clock import Clock
-from backends.kube.client import POD_SNAPSHOTS, KubeClient
-from backends.kube.errors import AlreadyExists
 from policies.selection import group_labels
-from schemas.instants import to_micro_time
 from schemas.names import (
     API_VERSION,
-    CONTROLLER_MANAGER,
     CREATED_AT_ANNOTATION,
     FINALIZER,
     GIT_REVISION_ANNOTATION,
@@ -37,35 +32,40 @@ from schemas.trigger import ManualTrigger
 _LABEL_VALUE = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?$")
 
 
-def create_manual(
-    client: KubeClient, clock: Clock, name: str, pod: Pod, policy: Policy, *, by: ManualTrigger
-) -> None:
-    """Create the PodSnapshot of a manual trigger, addressed to the Pod's node."""
-    _create(
-        client,
-        clock,
+def manual_snapshot(
+    name: str, pod: Pod, policy: Policy, *, by: ManualTrigger, now: str
+) -> dict[str, Any]:
+    """Return the PodSnapshot of a manual trigger, addressed to the Pod's node."""
+    return _snapshot(
         name,
         pod,
         policy,
+        now,
         trigger_type=TriggerType.MANUAL,
         labels={TRIGGERED_BY_LABEL: label_value(by.metadata.name)},
         annotations={TRIGGER_UID_ANNOTATION: by.metadata.uid},
     )
 
 
-def create_automatic(
-    client: KubeClient, clock: Clock, name: str, pod: Pod, policy: Policy, *, identity: str
-) -> None:
-    """Create the PodSnapshot that interchangeable Pods of a policy share."""
-    _create(
-        client,
-        clock,
+def automatic_snapshot(
+    name: str, pod: Pod, policy: Policy, *, identity: str, now: str
+) -> dict[str, Any]:
+    """Return the PodSnapshot that interchangeable Pods of a policy share."""
+    return _snapshot(
         name,
         pod,
         policy,
+        now,
         trigger_type=policy.trigger_type,
         labels={IDENTITY_LABEL: identity},
         annotations={},
+    )
+
+
+def parting_snapshot(name: str, pod: Pod, policy: Policy, *, now: str) -> dict[str, Any]:
+    """Return the PodSnapshot of a Pod that is being deleted."""
+    return _snapshot(
+        name, pod, policy, now, trigger_type=TriggerType.ON_DELETE, labels={}, annotations={}
     )
 
 
@@ -74,27 +74,26 @@ def label_value(text: str) -> str:
     return text if _LABEL_VALUE.match(text) else hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _create(
-    client: KubeClient,
-    clock: Clock,
+def _snapshot(
     name: str,
     pod: Pod,
     policy: Policy,
+    now: str,
     *,
     trigger_type: TriggerType,
     labels: Mapping[str, str],
     annotations: Mapping[str, str],
-) -> None:
+) -> dict[str, Any]:
     origin = {
         ORIGIN_POD_ANNOTATION: pod.metadata.name,
         ORIGIN_NODE_ANNOTATION: pod.node_name,
         ORIGIN_POD_UID_ANNOTATION: pod.metadata.uid,
         TRIGGER_TYPE_ANNOTATION: trigger_type,
-        CREATED_AT_ANNOTATION: to_micro_time(clock.now()),
+        CREATED_AT_ANNOTATION: now,
     }
     if policy.git_revision:
         origin[GIT_REVISION_ANNOTATION] = policy.git_revision
-    body: dict[str, Any] = {
+    return {
         "apiVersion": API_VERSION,
         "kind": "PodSnapshot",
         "metadata": {
@@ -110,7 +109,3 @@ def _create(
         },
         "spec": {"policyName": policy.metadata.name},
     }
-    try:
-        client.create(POD_SNAPSHOTS, body, field_manager=CONTROLLER_MANAGER)
-    except AlreadyExists:
-        return
