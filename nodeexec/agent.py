@@ -28,6 +28,8 @@ from nodeexec.image_ids import ImageIds, ImageIdUnknownError
 from nodeexec.metrics import AgentMetrics
 from nodeexec.node_cache import NodeCache
 from nodeexec.node_description import describe
+from nodeexec.parting_saves import PartingSaves
+from nodeexec.pause_estimate import PauseEstimate
 from nodeexec.pod_reports import PodReports
 from nodeexec.restore_decision import Decision, RestoreDecider
 from nodeexec.restore_reports import RestoreReports
@@ -35,6 +37,7 @@ from nodeexec.runsc import Runsc
 from nodeexec.sandboxes import DECISION_FILE, PreparedSandbox, prepared_sandboxes, read_record
 from nodeexec.saves import Key, NodeSaves, SandboxLocks
 from nodeexec.settings import AgentSettings
+from nodeexec.stopping import Stopper
 from nodeexec.workload_saves import WorkloadSaves
 from schemas.names import NODE_FACTS_ANNOTATION, NODE_LEASE_PREFIX, SYSTEM_NAMESPACE
 from schemas.node_facts import NodeFacts
@@ -74,26 +77,38 @@ class Agent:
             client, settings.node_name, Listeners(self._pod_changed, self._snapshot_changed)
         )
         self._image_ids = ImageIds(ctr=settings.ctr, address=settings.containerd_address)
+        capturer = Capturer(
+            node=settings.node_name,
+            cluster_id=settings.cluster_id,
+            staging=settings.staging_dir,
+            compatibility=compatibility,
+            runsc=runsc,
+            cache=cache,
+            status=CaptureStatus(client, clock),
+            stopper=Stopper(runsc, client, self._reports, settings.bundles_dir),
+            estimate=PauseEstimate(),
+            clock=clock,
+            is_gone=self._is_gone,
+        )
         self._saves = NodeSaves(
             settings=settings,
             compatibility=compatibility,
             view=self._view,
-            capturer=Capturer(
-                node=settings.node_name,
-                cluster_id=settings.cluster_id,
-                staging=settings.staging_dir,
-                compatibility=compatibility,
-                runsc=runsc,
-                cache=cache,
-                status=CaptureStatus(client, clock),
-                clock=clock,
-                is_gone=self._is_gone,
-            ),
+            capturer=capturer,
             image_ids=self._image_ids,
             reports=self._reports,
             metrics=self.metrics,
             locks=locks,
             open_store=self._open_store,
+        )
+        self._parting = PartingSaves(
+            settings=settings,
+            client=client,
+            view=self._view,
+            saves=self._saves,
+            capturer=capturer,
+            reports=self._reports,
+            clock=clock,
         )
         self._decider = RestoreDecider(
             view=self._view,
@@ -102,12 +117,12 @@ class Agent:
             workload_dirs=settings.workload_dir,
             open_store=self._open_store,
             on_damage=self._damaged,
+            clock=clock,
         )
         self._restores = RestoreReports(
             settings=settings,
             view=self._view,
             runsc=runsc,
-            decider=self._decider,
             reports=self._reports,
             metrics=self.metrics,
             locks=locks,
@@ -125,6 +140,7 @@ class Agent:
                 "create": self._on_create,
                 "restored": self._on_restored,
                 "fell-back": self._on_fell_back,
+                "signal": self._parting.before_signal,
             },
         )
         facts = NodeFacts(node=settings.node_name, compatibility=compatibility)
@@ -226,6 +242,7 @@ class Agent:
             log.debug("%s", error)  # asked again when it is needed
 
     def _snapshot_changed(self, old: Snapshot | None, new: Snapshot | None) -> None:
+        self._decider.snapshot_changed()
         found = new or old
         if found is not None and self._saves.concern(found):
             self._queue.add(found.metadata.key)
@@ -271,10 +288,13 @@ class Agent:
             if sandbox.restore_is_complete and not sandbox.is_reported:
                 self._restores.report(sandbox)
             self._workload_saves.watch(sandbox)
+            self._restores.look_after(sandbox, self._clock.now().timestamp())
+        self._saves.resume_forgotten()
         self._restores.fallbacks()
         self._housekeeping.sweep(alive)
         self._locks.keep_only(alive)
         self._saves.drop_unwanted_workload_saves(self._clock.now().timestamp())
+        self._parting.forget_all_but({p.metadata.uid for p in self._view.pods.store.items()})
         self._saves.forget_all_but({s.metadata.uid for s in self._view.snapshots.store.items()})
         self._queue_waiting()
 

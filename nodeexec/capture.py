@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -25,10 +26,12 @@ from backends.clock import Clock
 from backends.kube.errors import AlreadyExists, Conflict, NotFound
 from backends.objects.interface import ObjectStore, StoreError
 from nodeexec.capture_status import CaptureStatus
-from nodeexec.image import ImageError, ImageInfo, inspect, seal
+from nodeexec.image import ImageError, ImageInfo, inspect, inspect_files, seal
 from nodeexec.node_cache import NodeCache
+from nodeexec.pause_estimate import PauseEstimate
 from nodeexec.runsc import Runsc, RunscError, RunscTimeoutError, finish
 from nodeexec.sandboxes import PreparedSandbox
+from nodeexec.stopping import Stopper
 from nodeexec.upload import UploadCancelledError, delete_attempt, upload
 from schemas.instants import to_micro_time
 from schemas.manifest import MANIFEST_NAME, Manifest, Part
@@ -63,7 +66,11 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class CaptureJob:
-    """All that a save needs to know."""
+    """All that a save needs to know.
+
+    ``stops`` if the Pod ends with it. A Pod that is being deleted has ``limit_s`` seconds left for
+    the write, and waits in ``on_written`` no longer than that.
+    """
 
     snapshot: Snapshot
     pod: Pod
@@ -72,6 +79,10 @@ class CaptureJob:
     image_ids: dict[str, str]
     location: Location
     git_revision: str = ""
+    stops: bool = False
+    rootfs_only: bool = False
+    limit_s: float | None = None
+    on_written: Callable[[], None] | None = None
 
 
 @dataclass(slots=True)
@@ -85,6 +96,8 @@ class Capturer:
     runsc: Runsc
     cache: NodeCache
     status: CaptureStatus
+    stopper: Stopper
+    estimate: PauseEstimate
     clock: Clock
     is_gone: Callable[[Snapshot], bool]
 
@@ -107,14 +120,40 @@ class Capturer:
         self, job: CaptureJob, snapshot: Snapshot, record: CaptureRecord
     ) -> tuple[Snapshot, CaptureRecord]:
         directory = self.directory(snapshot, record.attempt)
-        with tracer.start_as_current_span(
-            "podsnap.checkpoint", attributes=_attributes(snapshot, record.attempt)
-        ):
-            self._check_space(job.sandbox)
-            started_s = self.clock.monotonic_s()
-            self._checkpoint(job.sandbox, directory)
-            ended_s = self.clock.monotonic_s()
-        return self._sealed(job, snapshot, record, directory, checkpoint_s=ended_s - started_s)
+        # A tar of files that change while it is written would be of no moment.
+        held = job.stops or job.rootfs_only
+        try:
+            with tracer.start_as_current_span(
+                "podsnap.checkpoint", attributes=_attributes(snapshot, record.attempt)
+            ):
+                self._check_space(job.sandbox)
+                started_s = self.clock.monotonic_s()
+                if held:
+                    self._pause(job.sandbox)
+                self._write_image(job, directory)
+                ended_s = self.clock.monotonic_s()
+            if held and not job.stops:
+                self.stopper.resume(job.sandbox)
+            if job.on_written is not None:
+                if job.stops:
+                    self.stopper.stop(job.sandbox, job.pod, going=True)
+                job.on_written()
+            sealed = self._sealed(
+                job, snapshot, record, directory, checkpoint_s=ended_s - started_s
+            )
+        except BaseException:
+            if held:
+                self.stopper.resume(job.sandbox)
+            raise
+        if job.stops and job.on_written is None:
+            self.stopper.stop(job.sandbox, job.pod)
+        return sealed
+
+    def _pause(self, sandbox: PreparedSandbox) -> None:
+        try:
+            self.stopper.pause(sandbox)
+        except (RunscError, OSError) as error:
+            raise CaptureFailed("PauseFailed", f"the sandbox was not paused: {error}") from error
 
     def adopt_workload_save(
         self, job: CaptureJob, written: Path, *, attempt: int
@@ -130,7 +169,10 @@ class Capturer:
         shutil.rmtree(directory, ignore_errors=True)
         with self._failing(snapshot, record):
             written.rename(directory)
-            return self._sealed(job, snapshot, record, directory, checkpoint_s=0.0)
+            sealed = self._sealed(job, snapshot, record, directory, checkpoint_s=0.0)
+            if job.stops:
+                self.stopper.stop(job.sandbox, job.pod)
+            return sealed
 
     def _claim(self, job: CaptureJob, attempt: int) -> tuple[Snapshot, CaptureRecord]:
         record = CaptureRecord(
@@ -143,9 +185,10 @@ class Capturer:
             identity=job.identity,
             compatibility=self.compatibility,
             image_ids=job.image_ids,
+            rootfs_only=job.rootfs_only,
         )
-        # Any node may claim a workload's snapshot; a manual one is addressed to this node alone.
-        contended = bool(job.snapshot.identity_label)
+        # Any node may claim a workload's snapshot; the others are addressed to this node alone.
+        contended = job.snapshot.awaits_workload
         claimed = self._write(
             lambda: self.status.claim(job.snapshot, record, contended=contended), of=job.snapshot
         )
@@ -293,7 +336,7 @@ class Capturer:
 
     def _check_space(self, sandbox: PreparedSandbox) -> None:
         self.staging.mkdir(mode=0o700, parents=True, exist_ok=True)
-        need_bytes = self.memory_bytes(sandbox.id) + _SPACE_MARGIN_BYTES
+        need_bytes = self.memory_bytes(sandbox) + _SPACE_MARGIN_BYTES
         free_bytes = shutil.disk_usage(self.staging).free
         if free_bytes < need_bytes:
             raise CaptureFailed(
@@ -302,36 +345,43 @@ class Capturer:
                 f"has {free_bytes >> 20} MiB free; make room and create a new trigger",
             )
 
-    def memory_bytes(self, sandbox: str) -> int:
-        """Return what the sandbox holds in memory now, an upper bound of its image."""
-        pid = _sandbox_pid(self.runsc.root, sandbox)
-        if pid == 0:
-            raise CaptureFailed(
-                "SandboxGone", f"the sandbox of the Pod on node {self.node} does not run"
-            )
-        try:
-            status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-        except (FileNotFoundError, ProcessLookupError) as error:
-            raise CaptureFailed(
-                "SandboxGone", f"the sandbox of the Pod on node {self.node} has just ended"
-            ) from error
-        for line in status.splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) << 10
-        return 0
+    def memory_bytes(self, sandbox: PreparedSandbox) -> int:
+        """Return what a sandbox holds in memory now, an upper bound of its image.
 
-    def _checkpoint(self, sandbox: PreparedSandbox, directory: Path) -> None:
+        Raises:
+            CaptureFailed: it does not run.
+        """
+        try:
+            return self.runsc.memory_bytes(sandbox.id)
+        except RunscError as error:
+            raise CaptureFailed(
+                "SandboxGone", f"the sandbox of the Pod on node {self.node} has ended"
+            ) from error
+
+    def _write_image(self, job: CaptureJob, directory: Path) -> None:
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(mode=0o700)
-        deadline_s = _DEADLINE_FLOOR_S + self.memory_bytes(sandbox.id) / _SLOWEST_BYTES_PER_S
-        process = self.runsc.checkpoint(sandbox.id, directory, direct=True)
+        memory_bytes = self.memory_bytes(job.sandbox)
+        limit_s = job.limit_s or _DEADLINE_FLOOR_S + memory_bytes / _SLOWEST_BYTES_PER_S
+        if job.rootfs_only:
+            for name in job.pod.running_names:
+                file = directory / f"{name}.tar"
+                process = self.runsc.tar_rootfs(job.pod.container_ids[name], file)
+                self._finish(process, directory, limit_s)
+            return
+        started_s = self.clock.monotonic_s()
+        process = self.runsc.checkpoint(job.sandbox.id, directory, direct=True)
+        self._finish(process, directory, limit_s)
+        self.estimate.learn(memory_bytes, self.clock.monotonic_s() - started_s)
+
+    def _finish(self, process: subprocess.Popen[bytes], directory: Path, limit_s: float) -> None:
         try:
-            finish(process, limit_s=deadline_s)
+            finish(process, limit_s=limit_s)
         except RunscTimeoutError as error:
             _remove_when_ended(process, directory)
             raise CaptureFailed(
                 "CheckpointTimeout",
-                f"context deadline exceeded: runsc did not finish within {deadline_s:.0f} s",
+                f"context deadline exceeded: runsc did not finish within {limit_s:.0f} s",
             ) from error
         except RunscError as error:
             shutil.rmtree(directory, ignore_errors=True)
@@ -339,6 +389,8 @@ class Capturer:
 
     def _inspected(self, directory: Path, job: CaptureJob) -> ImageInfo:
         try:
+            if job.rootfs_only:
+                return inspect_files(directory, job.pod.running_names)
             info = inspect(directory)
         except ImageError as error:
             shutil.rmtree(directory, ignore_errors=True)
@@ -386,22 +438,8 @@ class Capturer:
         return to_micro_time(self.clock.now())
 
 
-def _sandbox_pid(runsc_root: Path, sandbox: str) -> int:
-    import json
-
-    path = runsc_root / f"{sandbox}_sandbox:{sandbox}.state"
-    try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["sandbox"]["pid"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
-
-
-def _remove_when_ended(process: "object", directory: Path) -> None:
+def _remove_when_ended(process: subprocess.Popen[bytes], directory: Path) -> None:
     """Remove the directory of an abandoned save once its client has ended."""
-    import subprocess
-
-    if not isinstance(process, subprocess.Popen):
-        return
 
     def wait() -> None:
         try:

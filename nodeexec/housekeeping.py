@@ -32,7 +32,8 @@ class Housekeeping:
     def sweep(self, sandboxes: set[str]) -> None:
         """Remove what no snapshot, sandbox or Pod of this node explains."""
         self._workload_dirs(sandboxes)
-        self._cold_marks()
+        self._marks(self.settings.cold_marks_dir)
+        self._marks(self.settings.attempts_dir)
         self._staging()
         snapshots = {s.metadata.uid for s in self.view.snapshots.store.items()}
         self.cache.evict_all_but(lambda uid: uid in snapshots)
@@ -43,8 +44,7 @@ class Housekeeping:
             if directory.name not in sandboxes and self._is_old(directory):
                 shutil.rmtree(directory, ignore_errors=True)
 
-    def _cold_marks(self) -> None:
-        root = self.settings.cold_marks_dir
+    def _marks(self, root: Path) -> None:
         for mark in root.iterdir() if root.is_dir() else ():
             if self.view.pods.store.by_uid(mark.name) is None and self._is_old(mark):
                 mark.unlink(missing_ok=True)

@@ -41,6 +41,7 @@ class ImageInfo:
     container_count: int
     container_names: tuple[str, ...]
     public: dict[str, str]
+    parts: tuple[str, ...] = PARTS
 
 
 def inspect(directory: Path) -> ImageInfo:
@@ -73,11 +74,31 @@ def inspect(directory: Path) -> ImageInfo:
             raise ImageError(f"the header of {STATE_FILE} cannot be read ({error!r})") from error
 
 
+def inspect_files(directory: Path, containers: tuple[str, ...]) -> ImageInfo:
+    """Check that the tar file of every container's root file system is there.
+
+    Raises:
+        ImageError: one is missing or empty; a file system without changes has a tar file too.
+    """
+    parts = tuple(f"{name}.tar" for name in containers)
+    for name in parts:
+        path = directory / name
+        if not path.is_file() or path.stat().st_size == 0:
+            raise ImageError(f"{name} is missing or empty")
+    return ImageInfo(
+        runsc_version="",
+        container_count=len(containers),
+        container_names=containers,
+        public={"scope": "rootfs-only"},
+        parts=parts,
+    )
+
+
 def seal(directory: Path, info: ImageInfo) -> tuple[Part, ...]:
     """Make an image durable and compute its digests; adds the small ``metadata`` file."""
     metadata = directory / METADATA_PART
     metadata.write_text(json.dumps(info.public, sort_keys=True) + "\n", encoding="utf-8")
-    parts = tuple(digest_file(directory / name) for name in (*PARTS, METADATA_PART))
+    parts = tuple(digest_file(directory / name) for name in (*info.parts, METADATA_PART))
     sync_directory(directory)
     return parts
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from backends.objects.interface import IntegrityError, ObjectStore, StoreError
-from nodeexec.image import PARTS, PartHasher, sync_directory
+from nodeexec.image import METADATA_PART, PartHasher, sync_directory
 from schemas.manifest import CHUNK_BYTES, MANIFEST_NAME, Manifest, ManifestError, Part, digest
 from schemas.snapshot import Snapshot
 
@@ -45,10 +45,10 @@ class NodeCache:
         directory = self._root / uid
         try:
             verified = json.loads((directory / _VERIFIED).read_text(encoding="utf-8"))
-            ours = all(_fingerprint(directory / n) == verified.get(n) for n in PARTS)
-        except (OSError, ValueError):
+            ours = all(_fingerprint(directory / n) == then for n, then in verified.items())
+        except (OSError, ValueError, AttributeError):
             return None
-        return directory if ours else None
+        return directory if ours and verified else None
 
     def adopt(self, uid: str, sealed: Path) -> Path:
         """Take over a directory that was sealed on this node; same file system, so no copy."""
@@ -183,7 +183,9 @@ def _fingerprint(path: Path) -> list[int]:
 
 
 def _write_verified(directory: Path) -> None:
-    text = json.dumps({name: _fingerprint(directory / name) for name in PARTS})
+    beside = {_VERIFIED, MANIFEST_NAME, METADATA_PART}
+    files = (path for path in directory.iterdir() if path.name not in beside)
+    text = json.dumps({path.name: _fingerprint(path) for path in files})
     temporary = directory / f"{_VERIFIED}.tmp"
     temporary.write_text(text, encoding="utf-8")
     temporary.chmod(0o600)

@@ -76,6 +76,33 @@ class PodReports:
         status = {"podsnap": {"damage": {"message": message}}}
         self._record(snapshot, status, manager=DAMAGE_MANAGER)
 
+    def restore_failed(self, snapshot: Snapshot, pod: Pod, reason: str) -> None:
+        """Record that a Pod's restore failed; some failures take the snapshot out of use."""
+        self._patch_failures(snapshot, {pod.metadata.uid: reason})
+
+    def restore_worked(self, snapshot: Snapshot) -> None:
+        """Record a restore; a snapshot that works is cleared of earlier failures."""
+        self.accessed(snapshot)
+        if snapshot.failures:
+            self._patch_failures(snapshot, dict.fromkeys(snapshot.failures))
+
+    def _patch_failures(self, snapshot: Snapshot, failures: Mapping[str, str | None]) -> None:
+        patch = {
+            "metadata": {"uid": snapshot.metadata.uid},
+            "status": {"podsnap": {"failures": failures}},
+        }
+        try:
+            self._client.merge_patch(
+                POD_SNAPSHOTS,
+                snapshot.metadata.name,
+                patch,
+                namespace=snapshot.metadata.namespace,
+                field_manager=AGENT_MANAGER,
+                subresource="status",
+            )
+        except ApiError as error:
+            log.warning("status of %s could not be written: %s", snapshot.metadata, error)
+
     def forget_restore(self, pod: Pod) -> None:
         """Remove ``PodRestored`` from a Pod whose next sandbox starts cold."""
         if POD_RESTORED in pod.conditions:

@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """podsnap-runtime: the OCI runtime that gVisor's containerd shim calls instead of runsc.
 
-It asks the node's agent once, when a sandbox is created, whether the Pod restores; it turns that
-sandbox's ``start`` into ``restore``; every other call becomes runsc at once. One file, standard
-library only, few imports, because each runsc call of every Pod on the node pays for its start.
+It asks the node's agent once, when a sandbox is created, whether the Pod restores, and turns that
+sandbox's ``start`` into ``restore``; it asks again before a container's first signal, because a Pod
+that is deleted may be saved. Every other call becomes runsc at once. One file, standard library
+only, few imports, because each runsc call of every Pod on the node pays for its start.
 
 The trap is failing: a sandbox ``start`` that returns an error costs the Pod minutes, and an
 application ``start`` that fails leaves a dead sandbox which the kubelet retries for ever. So a
@@ -23,11 +24,16 @@ CONFIG = "config.json"
 DECISION = "podsnap.json"
 STARTED = "podsnap-started"
 REAL_OOM = "podsnap-oom-score-adj"
+SKIPPED = "podsnap-skipped"  # in the bundle of an init container that a restored Pod does not run
+PAUSED = "podsnap-paused"  # the agent is about to pause the sandbox, or did
+ENDED = "podsnap-ended"  # in a container's bundle: it is ended after a save, which is no failure
 OOM_CONSTANT = 0
 FIRST_ANSWER_S = 1.0
 REPORT_S = 2.0
 MESSAGE_LIMIT = 1024
 INTERNAL = "dev.gvisor.internal."
+ROOTFS_TAR = "dev.gvisor.tar."
+OURS = (INTERNAL, ROOTFS_TAR)
 SANDBOX_MARK = b'"io.kubernetes.cri.container-type":"sandbox"'
 SANDBOX_ID_MARK = b'"io.kubernetes.cri.sandbox-id":"'
 
@@ -68,6 +74,11 @@ class Call:
         """Replace this process by runsc, with the same arguments."""
         os.execv(self.runsc, [self.runsc, *self.argv])  # noqa: S606 - no shell wanted
 
+    @property
+    def bundle(self) -> str:
+        """The container's bundle: the shim keeps its log there."""
+        return os.path.dirname(self.flag("log"))
+
     def with_command(self, *words: str) -> "list[str]":
         """Return the arguments with the subcommand replaced; the container stays last."""
         return [*self.argv[: self.at], *words, self.container]
@@ -90,6 +101,25 @@ class Call:
             return 124, f"no end within {deadline_s:.0f} s"
         code = os.waitstatus_to_exitcode(status)
         return code, self.last_error() if code else ""
+
+    def ask(self, arguments: "list[str]", program: str = "") -> "tuple[int, str]":
+        """Run runsc, or another program, and return its exit code and what it prints."""
+        read_end, write_end = os.pipe()
+        program = program or self.runsc
+        child = os.posix_spawn(
+            program,
+            [program, *arguments],
+            os.environ,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, write_end, 1),
+                (os.POSIX_SPAWN_CLOSE, read_end),
+            ],
+        )
+        os.close(write_end)
+        with open(read_end, encoding="utf-8") as output:
+            text = output.read()
+        _, status = os.waitpid(child, 0)
+        return os.waitstatus_to_exitcode(status), text
 
     def last_error(self) -> str:
         """Return the last error in runsc's log: its first line, never its stack trace."""
@@ -235,18 +265,19 @@ def cold_mark(settings: "dict[str, str]", uid: str) -> str:
     return os.path.join(settings["state_dir"], "cold", os.path.basename(uid))
 
 
-def start_cold_from_now_on(
-    call: Call, decision: "dict[str, Any]", reason: str, *, sandbox: str, kill: bool
-) -> None:
-    """Mark the Pod cold and, if ``kill``, end its sandbox so that the kubelet makes a new one."""
+def attempt_mark(settings: "dict[str, str]", uid: str) -> str:
+    """Return the file that says: this Pod was restored and was not seen to do well yet."""
+    return os.path.join(settings["state_dir"], "attempts", os.path.basename(uid))
+
+
+def write_mark(call: Call, path: str, decision: "dict[str, Any]", reason: str) -> None:
+    """Leave a note about a restore for the Pod's next sandbox, and for the agent."""
     import time
 
-    path = cold_mark(call.settings, decision["pod"]["uid"])
-    restore = decision.get("restore") or {}
     mark = {
         "pod": decision["pod"],
-        "sandbox": sandbox,
-        "snapshot": restore.get("snapshot", ""),
+        "sandbox": decision["sandbox"],
+        "snapshot": (decision.get("restore") or {}).get("snapshot", ""),
         "reason": reason,
         "at": time.time(),
     }
@@ -256,8 +287,33 @@ def start_cold_from_now_on(
     except OSError as error:
         # Without the mark the next sandbox tries again; a dead sandbox that stays would be worse.
         call.tell(f"{path}: {error.strerror}")
+
+
+def earlier_failure(settings: "dict[str, str]", uid: str) -> "Any":
+    """Return the note of a restore of this Pod that failed, ``None`` if there was none.
+
+    The note of an attempt is written before the restore and removed by the agent when the Pod has
+    done well for a while. If it is still there when a sandbox is made, the one before is dead.
+    """
+    mark, attempt = cold_mark(settings, uid), attempt_mark(settings, uid)
+    try:
+        if os.path.exists(attempt) and not os.path.exists(mark):
+            os.makedirs(os.path.dirname(mark), mode=0o700, exist_ok=True)
+            os.rename(attempt, mark)
+        if os.path.exists(mark):
+            return load(mark)
+    except (OSError, ValueError):
+        return {"reason": "an earlier restore of this Pod failed"}
+    return None
+
+
+def start_cold_from_now_on(
+    call: Call, decision: "dict[str, Any]", reason: str, *, kill: bool
+) -> None:
+    """Mark the Pod cold and, if ``kill``, end its sandbox so that the kubelet makes a new one."""
+    write_mark(call, cold_mark(call.settings, decision["pod"]["uid"]), decision, reason)
     if kill:
-        kill_sandbox(call, sandbox)
+        kill_sandbox(call, decision["sandbox"])
     ask_agent(call.settings, {"op": "fell-back", "pod": decision["pod"]}, REPORT_S)
 
 
@@ -298,26 +354,27 @@ def is_restoring(call: Call, decision: "dict[str, Any]", sandbox: str) -> bool:
 # -- create
 
 
-def create(call: Call) -> None:
-    """Prepare a container's spec, then let runsc create it."""
+def create(call: Call) -> "int | None":
+    """Prepare a container's spec; returns an exit code, or ``None`` if runsc is to create it."""
     bundle = call.flag("bundle")
     with open(os.path.join(bundle, CONFIG), "rb") as file:
         raw = file.read()
     if SANDBOX_MARK in raw:
         create_sandbox(call, bundle, raw)
-        return
+        return None
     decision = decision_for(bundle, raw)
     if decision is not None:
-        create_governed(call, bundle, raw, decision)
-    elif INTERNAL.encode() in raw:
+        return create_governed(call, bundle, raw, decision)
+    if any(prefix.encode() in raw for prefix in OURS):
         spec = parse(raw)
-        drop_internal(spec.get("annotations") or {})
+        drop_ours(spec.get("annotations") or {})
         store(os.path.join(bundle, CONFIG), spec)
+    return None
 
 
-def drop_internal(annotations: "dict[str, str]") -> None:
-    """Remove what only we may set: these annotations make runsc write files as root."""
-    for key in [k for k in annotations if k.startswith(INTERNAL)]:
+def drop_ours(annotations: "dict[str, str]") -> None:
+    """Remove what only we may set: these make runsc read and write the node's files as root."""
+    for key in [k for k in annotations if k.startswith(OURS)]:
         del annotations[key]
 
 
@@ -325,19 +382,13 @@ def create_sandbox(call: Call, bundle: str, raw: bytes) -> None:
     """Make the sandbox's spec comparable between Pods, and decide whether it restores."""
     spec = parse(raw)
     annotations = spec.setdefault("annotations", {})
-    drop_internal(annotations)
+    drop_ours(annotations)
     # The shim's value holds the Pod's UID, and runsc compares it; the same cgroup by other means.
     parent = annotations.pop("dev.gvisor.spec.cgroup-parent", "")
     if parent:
         spec.setdefault("linux", {})["cgroupsPath"] = parent
     pod = pod_of(annotations)
-    cold = None
-    mark = cold_mark(call.settings, pod["uid"])
-    if os.path.exists(mark):
-        try:
-            cold = load(mark)
-        except (OSError, ValueError):
-            cold = {"reason": "an earlier restore of this Pod failed"}
+    cold = earlier_failure(call.settings, pod["uid"])
     answer = ask_agent(
         call.settings,
         {"op": "create", "pod": pod, "sandbox": call.container, "bundle": bundle, "cold": cold},
@@ -371,6 +422,12 @@ def prepare_sandbox(
         annotations[f"{hint}.type"] = "tmpfs"
         annotations[f"{hint}.share"] = "pod"
         annotations[f"{hint}.options"] = "rw,rprivate"
+        # runsc names its memory after the first container that mounts it. That may be an init
+        # container, which a restored Pod does not run; the sandbox's own is always there.
+        mount = {"destination": f"/podsnap/{name}", "source": os.path.join(volumes, name)}
+        spec.setdefault("mounts", []).append(
+            {**mount, "type": "bind", "options": ["rbind", "rprivate", "rw"]}
+        )
     for key, value in (answer.get("internal") or {}).items():
         annotations[INTERNAL + key] = value
     set_oom_constant(bundle, spec)
@@ -380,6 +437,7 @@ def prepare_sandbox(
         "sandbox": call.container,
         "policy": answer.get("policy", ""),
         "enable": bool(answer.get("enable")),
+        "stop": bool(answer.get("stop")),
         "workload_dir": (answer.get("internal") or {}).get("checkpoint.path", ""),
         "restore": answer.get("restore"),
     }
@@ -404,6 +462,12 @@ def sandbox_bundle(bundle: str, raw: bytes) -> str:
     return os.path.join(os.path.dirname(bundle), os.path.basename(sandbox))
 
 
+def name_of(raw: bytes) -> str:
+    """Return the name that a Pod's spec gives to a container."""
+    annotations = parse(raw).get("annotations") or {}
+    return str(annotations.get("io.kubernetes.cri.container-name", ""))
+
+
 def decision_for(bundle: str, raw: bytes) -> "Any":
     """Return the decision recorded for a container's sandbox, ``None`` if it is not governed."""
     try:
@@ -412,29 +476,72 @@ def decision_for(bundle: str, raw: bytes) -> "Any":
         return None
 
 
-def create_governed(call: Call, bundle: str, raw: bytes, decision: "dict[str, Any]") -> None:
+def create_governed(
+    call: Call, bundle: str, raw: bytes, decision: "dict[str, Any]"
+) -> "int | None":
     """Prepare an application container; on a restore make sure it runs the saved image."""
     spec = parse(raw)
     annotations = spec.setdefault("annotations", {})
-    drop_internal(annotations)
+    drop_ours(annotations)
+    name = annotations.get("io.kubernetes.cri.container-name", "")
+    restore = decision["restore"]
+    if not is_restoring(call, decision, sandbox_bundle(bundle, raw)):
+        restore = None
+    if restore and name not in restore["image_ids"] and not restore.get("rootfs_only"):
+        return skip(call, bundle, decision)
     if decision["enable"]:
         annotations[f"{INTERNAL}checkpoint.enable"] = "true"
+    if restore and restore.get("rootfs_only"):
+        files = os.path.join(restore["image_dir"], f"{name}.tar")
+        if os.path.exists(files):
+            annotations[f"{ROOTFS_TAR}rootfs.upper.{name}"] = files
+            allow_rootfs_tar(call)
     set_oom_constant(bundle, spec)
     store(os.path.join(bundle, CONFIG), spec)
-    if not is_restoring(call, decision, sandbox_bundle(bundle, raw)):
-        return
-    restore = decision["restore"]
-    name = annotations.get("io.kubernetes.cri.container-name", "")
-    expected = restore["image_ids"].get(name)
+    if not restore or restore.get("rootfs_only"):
+        return None
+    expected = restore["image_ids"][name]
     found = image_id(call)
     if found != expected:
         reason = (
             f"spec.containers[{name}].image is {found or 'unknown'} by its ID, "
             f"saved with {expected or 'none'}"
         )
-        start_cold_from_now_on(call, decision, reason, sandbox=decision["sandbox"], kill=True)
+        start_cold_from_now_on(call, decision, reason, kill=True)
         call.tell(f"{reason}; the Pod starts cold")
-        sys.exit(1)
+        return 1
+    return None
+
+
+def allow_rootfs_tar(call: Call) -> None:
+    """Let runsc read the files of a root file system: off unless we ask, for no one else may."""
+    call.argv.insert(call.at, "--allow-rootfs-tar-annotation")
+    call.at += 1
+
+
+def skip(call: Call, bundle: str, decision: "dict[str, Any]") -> int:
+    """Pretend to create an init container of a restored Pod.
+
+    What it did before the save is in the image, and in the restoring sandbox it would take the
+    place of a saved container. The kubelet wants to see it end well, so it does.
+    """
+    with open(call.flag("pid-file"), "w", encoding="utf-8") as file:
+        file.write(str(sandbox_pid(call, decision["sandbox"]) or os.getppid()))
+    store(os.path.join(bundle, SKIPPED), "created")
+    return 0
+
+
+def answer_for_skipped(call: Call) -> int:
+    """Answer any call about an init container that does not exist."""
+    note = os.path.join(call.bundle, SKIPPED)
+    if call.command == "start":
+        store(note, "stopped")
+    elif call.command == "wait":
+        sys.stdout.write(render({"id": call.container, "exitStatus": 0}))
+    elif call.command == "state":
+        state = {"ociVersion": "1.1.0", "id": call.container, "status": load(note), "pid": 0}
+        sys.stdout.write(render({**state, "bundle": call.bundle, "annotations": {}}))
+    return 0
 
 
 def image_id(call: Call) -> str:
@@ -445,22 +552,9 @@ def image_id(call: Call) -> str:
     import base64
     import json
 
-    read_end, write_end = os.pipe()
-    ctr, address = call.settings["ctr"], call.settings["containerd_address"]
-    child = os.posix_spawn(
-        ctr,
-        [ctr, "-a", address, "-n", "k8s.io", "--timeout", "5s", "c", "info", call.container],
-        os.environ,
-        file_actions=[
-            (os.POSIX_SPAWN_DUP2, write_end, 1),
-            (os.POSIX_SPAWN_CLOSE, read_end),
-            (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
-        ],
-    )
-    os.close(write_end)
-    with open(read_end, encoding="utf-8") as output:
-        text = output.read()
-    os.waitpid(child, 0)
+    address = call.settings["containerd_address"]
+    words = ["-a", address, "-n", "k8s.io", "--timeout", "5s", "c", "info", call.container]
+    _, text = call.ask(words, call.settings["ctr"])
     try:
         record = json.loads(text)["Extensions"]["io.cri-containerd.container.metadata"]
         metadata = json.loads(base64.b64decode(record["value"]))
@@ -474,18 +568,16 @@ def image_id(call: Call) -> str:
 
 def start(call: Call) -> int:
     """Start or restore; returns the exit code, or becomes runsc for a Pod that is not governed."""
-    bundle = os.path.dirname(call.flag("log"))
-    try:
-        with open(os.path.join(bundle, CONFIG), "rb") as file:
-            raw = file.read()
-    except OSError:
-        call.become_runsc()
-    decision = decision_for(bundle, raw)
-    if decision is None:
-        call.become_runsc()
+    bundle = call.bundle
+    raw, decision = governed(call)
     restoring = is_restoring(call, decision, sandbox_bundle(bundle, raw))
     if SANDBOX_MARK in raw:
         if not restoring:
+            return start_plainly(call)
+        uid = decision["pod"]["uid"]
+        reason = "the sandbox ended before the Pod did well for a while"
+        write_mark(call, attempt_mark(call.settings, uid), decision, reason)
+        if decision["restore"]["rootfs_only"]:
             return start_plainly(call)
         try:
             return restore_sandbox(call, decision)
@@ -497,6 +589,19 @@ def start(call: Call) -> int:
         set_real_oom(call, bundle, decision)
         return code
     return start_restored(call, bundle, decision, raw)
+
+
+def governed(call: Call) -> "tuple[bytes, dict[str, Any]]":
+    """Return a container's spec and its sandbox's record, or become runsc if there is none."""
+    try:
+        with open(os.path.join(call.bundle, CONFIG), "rb") as file:
+            raw = file.read()
+    except OSError:
+        call.become_runsc()
+    decision = decision_for(call.bundle, raw)
+    if decision is None:
+        call.become_runsc()
+    return raw, decision
 
 
 def start_plainly(call: Call) -> int:
@@ -517,13 +622,12 @@ def restore_sandbox(call: Call, decision: "dict[str, Any]") -> int:
     if code == 0:
         return 0
     reason = f"runsc restore: {why}"
-    sandbox = decision["sandbox"]
     if state_of(call) == "created":
-        start_cold_from_now_on(call, decision, reason, sandbox=sandbox, kill=False)
+        start_cold_from_now_on(call, decision, reason, kill=False)
         code, _ = call.run(call.argv)
         if code == 0:
             return 0
-    start_cold_from_now_on(call, decision, reason, sandbox=sandbox, kill=True)
+    start_cold_from_now_on(call, decision, reason, kill=True)
     return 0
 
 
@@ -531,20 +635,7 @@ def state_of(call: Call) -> str:
     """Return what ``runsc state`` says, empty if it says nothing."""
     import json
 
-    read_end, write_end = os.pipe()
-    child = os.posix_spawn(
-        call.runsc,
-        [call.runsc, f"--root={call.flag('root')}", "state", call.container],
-        os.environ,
-        file_actions=[
-            (os.POSIX_SPAWN_DUP2, write_end, 1),
-            (os.POSIX_SPAWN_CLOSE, read_end),
-        ],
-    )
-    os.close(write_end)
-    with open(read_end, encoding="utf-8") as output:
-        text = output.read()
-    os.waitpid(child, 0)
+    _, text = call.ask([f"--root={call.flag('root')}", "state", call.container])
     try:
         return str(json.loads(text)["status"])
     except (ValueError, KeyError, TypeError):
@@ -558,12 +649,16 @@ def start_restored(call: Call, bundle: str, decision: "dict[str, Any]", raw: byt
     Pod, so that nobody sees the Pod Ready and not yet restored.
     """
     restore = decision["restore"]
+    if restore.get("rootfs_only"):
+        allow_rootfs_tar(call)
     code, reason = call.run(call.argv, restore["deadline_s"])
     if code:
-        start_cold_from_now_on(call, decision, reason, sandbox=decision["sandbox"], kill=True)
+        start_cold_from_now_on(call, decision, reason, kill=True)
         call.tell(f"the restore failed and the Pod starts cold: {reason}")
         return code
     set_real_oom(call, bundle, decision)
+    if name_of(raw) not in restore["image_ids"]:
+        return code  # an init container, which runs if files alone come back
     started = os.path.join(sandbox_bundle(bundle, raw), STARTED)
     os.makedirs(started, mode=0o700, exist_ok=True)
     with open(os.path.join(started, call.container), "w", encoding="utf-8"):
@@ -591,13 +686,67 @@ def set_real_oom(call: Call, bundle: str, decision: "dict[str, Any]") -> None:
         return  # lowering needs CAP_SYS_RESOURCE; a Pod runs without it
 
 
+# -- the end
+
+
+def kill(call: Call) -> "NoReturn":
+    """Pass a signal on; before a container's first one the agent may save the Pod.
+
+    The kubelet stops the containers of a deleted Pod at once, whatever finalizer the Pod has, so
+    this is the last moment in which its memory exists. Whether it is deleted only the API knows:
+    a container that is merely restarted gets the same signal.
+    """
+    words = call.argv[call.at + 1 :]
+    signal = words[-1]
+    if "--pid" in words:
+        call.become_runsc()
+    raw, decision = governed(call)
+    if signal not in {"9", "KILL", "SIGKILL"} and SANDBOX_MARK not in raw:
+        question = {"op": "signal", "pod": decision["pod"], "sandbox": decision["sandbox"]}
+        ask_agent(call.settings, question, FIRST_ANSWER_S)
+    resume(call, sandbox_bundle(call.bundle, raw), decision)
+    call.become_runsc()
+
+
+def delete(call: Call) -> "NoReturn":
+    """Delete a container, never in a paused sandbox."""
+    raw, decision = governed(call)
+    resume(call, sandbox_bundle(call.bundle, raw), decision)
+    call.become_runsc()
+
+
+def resume(call: Call, sandbox: str, decision: "dict[str, Any]") -> None:
+    """Wake a sandbox that a save paused: what is killed while paused never ends."""
+    if os.path.exists(os.path.join(sandbox, PAUSED)):
+        arguments = [f"--root={call.flag('root')}", "resume", decision["sandbox"]]
+        call.run(arguments, REPORT_S)
+
+
+def wait(call: Call) -> int:
+    """Wait for a container's end; one that is ended after its save ended well."""
+    _, decision = governed(call)
+    if not decision.get("stop"):
+        call.become_runsc()
+    code, text = call.ask(call.argv)
+    if code == 0 and os.path.exists(os.path.join(call.bundle, ENDED)):
+        text = render({"id": call.container, "exitStatus": 0})
+    sys.stdout.write(text)
+    return code
+
+
 def main() -> int:
     """Do one call."""
     call = Call(sys.argv[1:], read_settings())
     if call.command == "create":
-        create(call)
-    elif call.command == "start":
-        return start(call)
+        code = create(call)
+        if code is not None:
+            return code
+    elif call.command in {"start", "wait", "state", "kill", "delete", "events"}:
+        if os.path.exists(os.path.join(call.bundle, SKIPPED)):
+            return answer_for_skipped(call)
+        act = {"start": start, "wait": wait, "kill": kill, "delete": delete}.get(call.command)
+        if act is not None:
+            return act(call)
     return call.become_runsc()
 
 

@@ -8,6 +8,7 @@ certain, is a cold start with the reason on the Pod.
 
 import logging
 import shutil
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -17,14 +18,14 @@ from typing import Any, Final
 
 from opentelemetry import context, trace
 
+from backends.clock import Clock
 from backends.objects.interface import ObjectStore, StoreError
 from nodeexec.cluster_view import ClusterView
 from nodeexec.node_cache import DamagedError, FetchError, NodeCache
-from nodeexec.sandboxes import ColdMark
 from policies.distill import distill
-from policies.matching import Candidate, choose
+from policies.matching import Candidate, Choice, awaited, choose
 from schemas.pod import Pod
-from schemas.policy import Policy, TriggerType
+from schemas.policy import GATE_LIMIT_S, Policy, TriggerType
 from schemas.snapshot import Compatibility, Snapshot
 from schemas.storage_config import Location
 from statemachine.restore import Outcome
@@ -32,15 +33,14 @@ from statemachine.restore import Outcome
 log = logging.getLogger(__name__)
 tracer = trace.get_tracer("podsnap.nodeexec.restore")
 
-# The kubelet gives the container runtime two minutes; half a minute of it is not ours.
-GATE_LIMIT_S: Final = 85.0
+# The successor of a Pod that was saved when it went waits without an opt-in.
+_SUCCESSOR_GATE_S: Final = 30.0
 # After the gate, within the same two minutes; the sandbox only opens the image there.
 _SANDBOX_DEADLINE_S: Final = 25.0
 # The last container's start loads the memory, within two minutes of its own.
 _DEADLINE_S: Final = 90.0
 _RESTORE_FLOOR_S: Final = 60.0
 _SLOWEST_BYTES_PER_S: Final = 20e6
-_FAILURES_BEFORE_QUARANTINE: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,7 @@ class Decision:
             "policy": self.policy.metadata.name,
             "internal": dict(self.internal),
             "enable": self.enable,
+            "stop": self.policy.stops,
             "restore": None,
         }
         capture = self.snapshot.capture if self.snapshot else None
@@ -73,6 +74,7 @@ class Decision:
                 "snapshot": self.snapshot.metadata.name,
                 "image_dir": str(self.image_dir),
                 "image_ids": dict(capture.image_ids),
+                "rootfs_only": capture.rootfs_only,
                 "sandbox_deadline_s": _SANDBOX_DEADLINE_S,
                 "deadline_s": min(
                     _RESTORE_FLOOR_S + capture.size_bytes / _SLOWEST_BYTES_PER_S, _DEADLINE_S
@@ -91,11 +93,12 @@ class RestoreDecider:
     workload_dirs: Path
     open_store: Callable[[Location], ObjectStore]
     on_damage: Callable[[Snapshot, str], None]
+    clock: Clock
+    _changed: threading.Condition = field(default_factory=threading.Condition)
     _fetches: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(2, thread_name_prefix="fetch")
     )
     _running: dict[str, Future[Path]] = field(default_factory=dict)
-    _failed: dict[str, set[str]] = field(default_factory=dict)
 
     def decide(
         self,
@@ -110,7 +113,7 @@ class RestoreDecider:
         """Decide for a sandbox that is being created.
 
         ``cold`` is the record of an earlier failed restore of this Pod; ``hold`` is called with a
-        number of seconds if the answer has to wait for a fetch.
+        number of seconds if the answer has to wait for a save or a fetch.
         """
         with tracer.start_as_current_span(
             "podsnap.decide",
@@ -121,21 +124,10 @@ class RestoreDecider:
             span.set_attribute("podsnap.reason", decision.reason)
             return decision
 
-    def count_failure(self, pod: Pod, cold: ColdMark) -> None:
-        """Count a failed restore against its snapshot; several take it out of use."""
-        snapshot = self.view.snapshots.store.get(pod.metadata.namespace, cold.snapshot)
-        # Another image is the Pod's matter, and a deleted Pod takes its sandbox with it; everything
-        # else counts against the snapshot, once a Pod.
-        if snapshot is None or ".image is " in cold.reason or pod.metadata.is_deleting:
-            return
-        failed = self._failed.setdefault(snapshot.metadata.uid, set())
-        failed.add(pod.metadata.uid)
-        if len(failed) >= _FAILURES_BEFORE_QUARANTINE:
-            self.on_damage(snapshot, f"{len(failed)} restores failed, the last: {cold.reason}")
-
-    def count_success(self, snapshot: Snapshot) -> None:
-        """A restore that works clears a snapshot of earlier failures."""
-        self._failed.pop(snapshot.metadata.uid, None)
+    def snapshot_changed(self) -> None:
+        """Wake up whoever waits for a snapshot in the making."""
+        with self._changed:
+            self._changed.notify_all()
 
     def prefetch(self, pod: Pod) -> None:
         """Begin to fetch what a Pod bound to this node will be restored from."""
@@ -163,27 +155,49 @@ class RestoreDecider:
         policy = self.view.policy_of(pod)
         if policy is None:
             return Decision(pod=pod, reason="no policy governs the Pod")
-        if policy.snapshot_scope != "whole-pod":
-            return Decision(pod=pod, reason="the policy asks for rootfs-only")
         internal = self._internal(policy, sandbox)
         base = Decision(pod=pod, policy=policy, internal=internal, enable=bool(internal))
         if cold is not None:
             return self._after_failure(base, cold)
-        choice = choose(self._candidate(pod, policy), self.view.snapshots.store.items())
+        storage = self.view.storage_of(policy)
+        if storage is not None and not storage.allows(namespace):
+            text = f"PodSnapshotStorageConfig {storage.metadata.name} is not for this namespace"
+            return replace(base, reason=text)
+        ends_s = self.clock.monotonic_s() + GATE_LIMIT_S
+        choice = self._choice(self._candidate(pod, policy), hold)
         if choice.snapshot is None:
             outcome = Outcome.COLD_DESPITE_SNAPSHOT if choice.noteworthy else Outcome.COLD
             return replace(base, outcome=outcome, reason=choice.reason)
-        return self._with_image(base, choice.snapshot, hold)
+        return self._with_image(base, choice.snapshot, hold, ends_s)
+
+    def _choice(self, candidate: Candidate, hold: Callable[[float], None]) -> Choice:
+        """Choose a snapshot; behind the gate, wait for one that is in the making."""
+        policy, store = candidate.policy, self.view.snapshots.store
+        goes = policy.stops or policy.trigger_type is TriggerType.ON_DELETE
+        gate_s = policy.gate_s or (_SUCCESSOR_GATE_S if goes else 0.0)
+        choice = choose(candidate, store.items())
+        if not gate_s or awaited(candidate, store.items()) is None:
+            return choice
+        hold(GATE_LIMIT_S + 1)
+        with self._changed:
+            self._changed.wait_for(lambda: awaited(candidate, store.items()) is None, gate_s)
+        late = awaited(candidate, store.items())
+        choice = choose(candidate, store.items())
+        if late is None or choice.snapshot is not None:
+            return choice
+        text = f"PodSnapshot {late.metadata} was not ready within the gate's {gate_s:g} s"
+        return Choice(None, text, noteworthy=True)
 
     def _with_image(
-        self, base: Decision, snapshot: Snapshot, hold: Callable[[float], None]
+        self, base: Decision, snapshot: Snapshot, hold: Callable[[float], None], ends_s: float
     ) -> Decision:
         uid = snapshot.metadata.uid
         image = self.cache.lookup(uid)
         if image is None:
             hold(GATE_LIMIT_S + 1)
+            left_s = max(ends_s - self.clock.monotonic_s(), 0)
             try:
-                image = self._fetch(snapshot).result(timeout=GATE_LIMIT_S)
+                image = self._fetch(snapshot).result(timeout=left_s)
             except (DamagedError, FetchError) as error:
                 return replace(
                     base,
@@ -195,7 +209,7 @@ class RestoreDecider:
                     base,
                     outcome=Outcome.COLD_DESPITE_SNAPSHOT,
                     reason=f"PodSnapshot {snapshot.metadata} was not fetched within "
-                    f"{GATE_LIMIT_S:.0f} s; the fetch goes on for later Pods",
+                    f"{left_s:.0f} s; the fetch goes on for later Pods",
                 )
         return replace(base, outcome=Outcome.RESTORED, snapshot=snapshot, image_dir=image)
 

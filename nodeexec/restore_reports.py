@@ -5,7 +5,10 @@ What happened stands in files that the runtime wrote: the sandbox's record with 
 started, and a mark for each restore that failed. So the report does not depend on who was asked.
 """
 
+import contextlib
 import logging
+import os
+import signal
 import threading
 from dataclasses import dataclass, field
 from typing import Final
@@ -13,16 +16,24 @@ from typing import Final
 from nodeexec.cluster_view import ClusterView
 from nodeexec.metrics import AgentMetrics
 from nodeexec.pod_reports import PodReports
-from nodeexec.restore_decision import RestoreDecider
 from nodeexec.runsc import Runsc, RunscError, RunscTimeoutError
-from nodeexec.sandboxes import PreparedSandbox, prepared_sandboxes, read_cold_mark
+from nodeexec.sandboxes import (
+    ColdMark,
+    PreparedSandbox,
+    mark_cold,
+    prepared_sandboxes,
+    read_cold_mark,
+)
 from nodeexec.saves import SandboxLocks
 from nodeexec.settings import AgentSettings
-from statemachine.restore import Outcome
+from schemas.pod import Pod
+from statemachine.restore import Outcome, ready_limit_s
 
 log = logging.getLogger(__name__)
 
 _WAIT_FOR_RESTORE_S: Final = 120.0
+# A Pod without a readiness probe is Ready at once, also one that is about to crash.
+_SETTLED_S: Final = 10.0
 
 
 @dataclass(slots=True)
@@ -32,7 +43,6 @@ class RestoreReports:
     settings: AgentSettings
     view: ClusterView
     runsc: Runsc
-    decider: RestoreDecider
     reports: PodReports
     metrics: AgentMetrics
     locks: SandboxLocks
@@ -55,7 +65,8 @@ class RestoreReports:
             if pod is None:
                 return False
             try:
-                self.runsc.wait_for_restore(sandbox.id, limit_s=_WAIT_FOR_RESTORE_S)
+                if not sandbox.rootfs_only:
+                    self.runsc.wait_for_restore(sandbox.id, limit_s=_WAIT_FOR_RESTORE_S)
             except RunscTimeoutError as error:
                 log.warning("the restore of %s has no end yet: %s", pod.metadata, error)
                 return False
@@ -70,8 +81,7 @@ class RestoreReports:
                 self.metrics.restores.inc()
         snapshot = self.view.snapshots.store.get(sandbox.namespace, sandbox.restored_from)
         if snapshot is not None:
-            self.decider.count_success(snapshot)
-            self.reports.accessed(snapshot)
+            self.reports.restore_worked(snapshot)
         return written
 
     def fallbacks(self) -> None:
@@ -86,8 +96,44 @@ class RestoreReports:
                 if self._told.get(mark.name) == cold.at_s:
                     continue
                 self._told[mark.name] = cold.at_s
-            self.decider.count_failure(pod, cold)
+            self._count(pod, cold)
             self.reports.outcome(pod, Outcome.FELL_BACK, snapshot=cold.snapshot, reason=cold.reason)
         with self._guard:
             for gone in [uid for uid in self._told if not (root / uid).exists()]:
                 del self._told[gone]
+
+    def give_up(self, sandbox: PreparedSandbox, why: str) -> None:
+        """Let a Pod that does not do well after its restore start cold: a new sandbox does."""
+        attempt = self.settings.attempts_dir / sandbox.pod_uid
+        mark = self.settings.cold_marks_dir / sandbox.pod_uid
+        if not mark_cold(attempt, mark, why):
+            return
+        pid = self.runsc.sandbox_pid(sandbox.id)
+        if pid > 1:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.fallbacks()
+
+    def look_after(self, sandbox: PreparedSandbox, now_s: float) -> None:
+        """Forget the attempt of a Pod that does well; give one up that does not become Ready."""
+        attempt = self.settings.attempts_dir / sandbox.pod_uid
+        if not sandbox.restore_is_complete or not attempt.exists():
+            return
+        pod = self.view.pod(sandbox.namespace, sandbox.pod_name, sandbox.pod_uid)
+        since_s = now_s - sandbox.restored_at_s
+        if pod is None:
+            return
+        limit_s = ready_limit_s(pod)
+        if pod.is_ready:
+            if since_s > _SETTLED_S:
+                attempt.unlink(missing_ok=True)
+        elif limit_s is not None and since_s > limit_s:
+            self.give_up(sandbox, f"the Pod was not Ready {limit_s:.0f} s after its restore")
+
+    def _count(self, pod: Pod, cold: ColdMark) -> None:
+        """Count a failed restore against its snapshot; several take it out of use."""
+        snapshot = self.view.snapshots.store.get(pod.metadata.namespace, cold.snapshot)
+        # Another image is the Pod's matter, and a deleted Pod takes its sandbox with it.
+        if snapshot is None or ".image is " in cold.reason or pod.metadata.is_deleting:
+            return
+        self.reports.restore_failed(snapshot, pod, cold.reason)

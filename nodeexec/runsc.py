@@ -74,6 +74,53 @@ class Runsc:
             flags.append("--direct")
         return self._spawn("checkpoint", f"--image-path={directory}", *flags, sandbox)
 
+    def tar_rootfs(self, container: str, file: Path) -> subprocess.Popen[bytes]:
+        """Begin to write what a container changed in its root file system, as a tar file."""
+        return self._spawn("tar", "rootfs-upper", f"--file={file}", container)
+
+    def pause(self, sandbox: str) -> None:
+        """Stop every task of a sandbox. What is killed or deleted while paused never ends."""
+        self._ask("pause", sandbox)
+
+    def resume(self, sandbox: str) -> None:
+        """Let a paused sandbox go on."""
+        self._ask("resume", sandbox)
+
+    def kill(self, container: str) -> None:
+        """Send SIGKILL to a container; in a paused sandbox it waits for the resume."""
+        self._ask("kill", container, "KILL")
+
+    def status(self, container: str) -> str:
+        """Return ``created``, ``running``, ``paused`` or ``stopped``; empty if it is gone."""
+        try:
+            return str(json.loads(self._ask("state", container))["status"])
+        except (RunscError, ValueError, KeyError):
+            return ""
+
+    def sandbox_pid(self, sandbox: str) -> int:
+        """Return the process id of a sandbox, 0 if it does not run."""
+        path = self.root / f"{sandbox}_sandbox:{sandbox}.state"
+        try:
+            return int(json.loads(path.read_text(encoding="utf-8"))["sandbox"]["pid"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
+
+    def memory_bytes(self, sandbox: str) -> int:
+        """Return what a sandbox holds in memory now, an upper bound of its image.
+
+        Raises:
+            RunscError: it does not run.
+        """
+        pid = self.sandbox_pid(sandbox)
+        try:
+            status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8") if pid else ""
+        except (FileNotFoundError, ProcessLookupError):
+            status = ""
+        for line in status.splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) << 10
+        raise RunscError("the sandbox does not run")
+
     def wait_for_checkpoint(self, sandbox: str) -> subprocess.Popen[bytes]:
         """Begin to wait for the sandbox's next save, whoever asks for it."""
         return self._spawn("wait", "--checkpoint", sandbox)
@@ -93,12 +140,17 @@ class Runsc:
             raise
 
     def _ask(self, *arguments: str) -> str:
-        done = subprocess.run(
-            [str(self.binary), f"--root={self.root}", *arguments],
-            capture_output=True,
-            timeout=QUESTION_LIMIT_S,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [str(self.binary), f"--root={self.root}", *arguments],
+                capture_output=True,
+                timeout=QUESTION_LIMIT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise RunscTimeoutError(
+                f"runsc {arguments[0]}: no end within {error.timeout} s"
+            ) from error
         if done.returncode:
             raise RunscError(first_line(done.stderr))
         return done.stdout.decode("utf-8", "replace")

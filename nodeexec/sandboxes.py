@@ -15,6 +15,8 @@ from typing import Any
 DECISION_FILE = "podsnap.json"
 STARTED_DIR = "podsnap-started"
 REPORTED_FILE = "podsnap-reported"
+PAUSED_FILE = "podsnap-paused"
+ENDED_FILE = "podsnap-ended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,20 @@ class PreparedSandbox:
     workload_dir: Path | None
     restored_from: str
     expected_containers: int
+    rootfs_only: bool = False
+
+    @property
+    def paused_note(self) -> Path:
+        """The file that says: the agent is about to pause this sandbox, or did."""
+        return self.bundle / PAUSED_FILE
+
+    @property
+    def restored_at_s(self) -> float:
+        """When the last container of a restored sandbox had started, in Unix seconds."""
+        try:
+            return (self.bundle / STARTED_DIR).stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
 
     @property
     def restore_is_complete(self) -> bool:
@@ -72,6 +88,19 @@ def read_cold_mark(mark: Path) -> ColdMark | None:
         return None
 
 
+def mark_cold(attempt: Path, mark: Path, reason: str) -> bool:
+    """Turn the note of an attempt into that of a failure; whether there was one."""
+    try:
+        raw: dict[str, Any] = json.loads(attempt.read_text(encoding="utf-8"))
+        raw["reason"] = reason
+        mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        attempt.write_text(json.dumps(raw), encoding="utf-8")
+        attempt.rename(mark)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def prepared_sandboxes(bundles: Path) -> Iterator[PreparedSandbox]:
     """Yield every recorded sandbox; a record that is being removed is skipped."""
     for record in bundles.glob(f"*/{DECISION_FILE}"):
@@ -96,6 +125,7 @@ def read_record(record: Path) -> PreparedSandbox | None:
             workload_dir=Path(workload_dir) if workload_dir else None,
             restored_from=restore.get("snapshot", ""),
             expected_containers=len(restore.get("image_ids") or {}),
+            rootfs_only=bool(restore.get("rootfs_only")),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

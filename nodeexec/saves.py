@@ -11,7 +11,7 @@ import logging
 import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from opentelemetry import trace
@@ -25,11 +25,11 @@ from nodeexec.pod_reports import PodReports
 from nodeexec.sandboxes import PreparedSandbox, prepared_sandboxes, sandbox_of_pod
 from nodeexec.settings import AgentSettings
 from nodeexec.workload_saves import is_complete
-from policies.capturing import restorable, storage_usable
+from policies.capturing import may_save, storage_usable, warnings
 from policies.distill import distill
 from policies.identity import automatic_identity
 from policies.selection import group_labels
-from schemas.names import CHECKPOINT, STORAGE_REPLICATED
+from schemas.names import CHECKPOINT, PROBE_BUDGET_ANNOTATION, STORAGE_REPLICATED
 from schemas.pod import Pod
 from schemas.policy import Policy, TriggerType
 from schemas.snapshot import CaptureRecord, Compatibility, Failure, Snapshot
@@ -89,14 +89,14 @@ class NodeSaves:
         node = self.settings.node_name
         if snapshot.capture is not None:
             return snapshot.capture.node == node
-        return snapshot.origin_node == node or bool(snapshot.identity_label)
+        return snapshot.origin_node == node or snapshot.awaits_workload
 
     def waiting_for_workloads(self) -> list[Key]:
         """Return the snapshots that a workload of this node might fill."""
         return [
             s.metadata.key
             for s in self.view.snapshots.store.items()
-            if s.capture is None and s.identity_label
+            if s.capture is None and s.awaits_workload
         ]
 
     def drop_unwanted_workload_saves(self, now_s: float) -> None:
@@ -108,7 +108,7 @@ class NodeSaves:
             pod = self.view.pod(sandbox.namespace, sandbox.pod_name, sandbox.pod_uid)
             identity = self._identity(pod) if pod else ""
             wanted = any(
-                s.capture is None and s.identity_label == identity
+                s.capture is None and s.awaits_workload and s.identity_label == identity
                 for s in self.view.snapshots.store.items()
             )
             if not wanted and now_s - directory.stat().st_mtime > _UNWANTED_AFTER_S:
@@ -149,8 +149,10 @@ class NodeSaves:
     def _begin(self, snapshot: Snapshot) -> float | None:
         if snapshot.metadata.uid in self._mine:
             return _CACHE_LAG_S  # the watch does not show yet what this process did
-        if snapshot.trigger_type == TriggerType.WORKLOAD:
+        if snapshot.awaits_workload:
             return self._adopt_workload_save(snapshot)
+        if snapshot.trigger_type == TriggerType.ON_DELETE:
+            return None  # made and claimed in one go, while the Pod's signal waits
         if snapshot.origin_node != self.settings.node_name:
             return None
         return self._save(snapshot, attempt=1)
@@ -159,15 +161,18 @@ class NodeSaves:
         pod = self.view.pod_for_certain(
             snapshot.metadata.namespace, snapshot.origin_pod, snapshot.origin_pod_uid
         )
+        policy = self.view.policies.store.get(snapshot.metadata.namespace, snapshot.policy_name)
+        if policy is None:
+            return _STORAGE_RETRY_S
         sandbox = sandbox_of_pod(self.settings.bundles_dir, snapshot.origin_pod_uid)
-        refusal = self._refusal(snapshot, pod, sandbox)
+        refusal = self._refusal(snapshot, policy, pod, sandbox)
         if refusal is not None or pod is None or sandbox is None:
             failure = refusal or Failure("PodGone", "the Pod to be saved is gone")
             self.capturer.refuse(snapshot, pod, failure)
             self._mine[snapshot.metadata.uid] = attempt
             self._tell_failure(snapshot, failure, pod)
             return None
-        job = self._job(snapshot, pod, sandbox)
+        job = self._job(snapshot, pod, sandbox, policy)
         if isinstance(job, float):
             return job
         self._mine[snapshot.metadata.uid] = attempt
@@ -175,16 +180,68 @@ class NodeSaves:
             self._carry_through(snapshot, lambda: self.capturer.save(job, attempt=attempt), pod)
         return None
 
+    def save_parting(
+        self,
+        snapshot: Snapshot,
+        pod: Pod,
+        sandbox: PreparedSandbox,
+        *,
+        limit_s: float,
+        on_written: Callable[[], None],
+    ) -> None:
+        """Save a Pod that is being deleted; ``on_written`` is called when it may go."""
+        policy = self.view.policies.store.get(pod.metadata.namespace, snapshot.policy_name)
+        job = self._job(snapshot, pod, sandbox, policy) if policy else _STORAGE_RETRY_S
+        if isinstance(job, float):
+            failure = Failure("NotPrepared", "its storage or its images are not known yet")
+            self.capturer.refuse(snapshot, pod, failure)
+            self._tell_failure(snapshot, failure, pod)
+            return
+        job = replace(job, limit_s=limit_s, on_written=on_written)
+        self._mine[snapshot.metadata.uid] = 1
+        with self.locks.of(sandbox.id), self.metrics.saving.track_inprogress():
+            self._carry_through(snapshot, lambda: self.capturer.save(job, attempt=1), pod)
+
+    def resume_forgotten(self) -> None:
+        """Let sandboxes go on that an earlier process paused for a save and died."""
+        for sandbox in prepared_sandboxes(self.settings.bundles_dir):
+            if not sandbox.paused_note.exists():
+                continue
+            lock = self.locks.of(sandbox.id)
+            if not lock.acquire(blocking=False):
+                continue  # a save of this process holds it
+            try:
+                if not self._is_sealed(sandbox.pod_uid):
+                    self.capturer.stopper.resume(sandbox)
+            finally:
+                lock.release()
+
+    def _is_sealed(self, pod_uid: str) -> bool:
+        """Whether a save of a Pod is to be carried through, and its end with it."""
+        return any(
+            s.capture is not None
+            and s.capture.pod_uid == pod_uid
+            and s.capture.node == self.settings.node_name
+            and s.capture.failure is None
+            and _holds(s, CHECKPOINT)
+            and not _holds(s, STORAGE_REPLICATED)
+            for s in self.view.snapshots.store.items()
+        )
+
     def _refusal(
-        self, snapshot: Snapshot, pod: Pod | None, sandbox: PreparedSandbox | None
+        self,
+        snapshot: Snapshot,
+        policy: Policy,
+        pod: Pod | None,
+        sandbox: PreparedSandbox | None,
     ) -> Failure | None:
         if pod is None or pod.metadata.is_deleting or pod.is_over:
             return Failure(
                 "PodGone", f"Pod {snapshot.origin_pod} is gone; create a trigger for its successor"
             )
-        shape = restorable(pod)
-        if not shape.usable:
-            return Failure("NotRestorable", shape.message)
+        verdict = may_save(pod, policy, self.compatibility)
+        if not verdict.usable:
+            return Failure(verdict.findings[0].reason, verdict.message)
         if sandbox is None:
             return Failure(
                 "NoPreparedSandbox",
@@ -192,22 +249,50 @@ class NodeSaves:
                 "or while the agent was away, so its image could not be restored; "
                 "restart the Pod once and create a new trigger",
             )
-        return None
+        return self._pause_refusal(snapshot, policy, pod, sandbox)
 
-    def _job(self, snapshot: Snapshot, pod: Pod, sandbox: PreparedSandbox) -> CaptureJob | float:
+    def _pause_refusal(
+        self, snapshot: Snapshot, policy: Policy, pod: Pod, sandbox: PreparedSandbox
+    ) -> Failure | None:
+        """Refuse a save that nobody asked for if it paused a serving Pod too long; else warn."""
+        try:
+            memory_bytes = self.capturer.memory_bytes(sandbox)
+        except CaptureFailed as failed:
+            return failed.failure
+        for text in warnings(pod, memory_bytes):
+            self.reports.event(pod, "Warning", text)
+        pause_s = 0.0 if policy.rootfs_only else self.capturer.estimate.seconds(memory_bytes)
+        if pause_s <= policy.probe_budget_s:
+            return None
+        figures = (
+            f"saving {memory_bytes / 1e6:.0f} MB pauses Pod {pod.metadata.name} for about "
+            f"{pause_s:.1f} s"
+        )
+        if snapshot.trigger_type != TriggerType.READINESS_PROBE:
+            self.reports.event(pod, "Warning", figures)
+            return None
+        return Failure(
+            "PauseTooLong",
+            f"{figures}, more than the {policy.probe_budget_s:g} s that a serving Pod may stand "
+            f"still; raise the policy's annotation {PROBE_BUDGET_ANNOTATION}, or use a manual or "
+            "workload trigger",
+        )
+
+    def _job(
+        self, snapshot: Snapshot, pod: Pod, sandbox: PreparedSandbox, policy: Policy
+    ) -> CaptureJob | float:
         """Gather what a save needs, or say in how many seconds to look again."""
-        policy = self.view.policies.store.get(pod.metadata.namespace, snapshot.policy_name)
-        if policy is None:
-            return _STORAGE_RETRY_S
         location = self._location(snapshot, policy)
         if location is None:
             return _STORAGE_RETRY_S
         try:
-            image_ids = self.image_ids.of_pod(pod)
+            known = self.image_ids.of_pod(pod)
         except ImageIdUnknownError as error:
             log.info("%s", error)
             return _IMAGE_ID_RETRY_S
-        if not image_ids.keys() >= set(pod.running_names):
+        # An init container has ended and is not in the image.
+        image_ids = {name: known[name] for name in pod.running_names if name in known}
+        if len(image_ids) < len(pod.running_names):
             return _IMAGE_ID_RETRY_S  # the watch does not show every container yet
         return CaptureJob(
             snapshot=snapshot,
@@ -217,6 +302,8 @@ class NodeSaves:
             image_ids=image_ids,
             location=location,
             git_revision=policy.git_revision or "",
+            stops=policy.stops,
+            rootfs_only=policy.rootfs_only,
         )
 
     def _location(self, snapshot: Snapshot, policy: Policy) -> Location | None:
@@ -235,7 +322,10 @@ class NodeSaves:
             pod = self.view.pod(sandbox.namespace, sandbox.pod_name, sandbox.pod_uid)
             if pod is None or self._identity(pod) != snapshot.identity_label:
                 continue
-            job = self._job(snapshot, pod, sandbox)
+            policy = self.view.policy_of(pod)
+            if policy is None:
+                continue
+            job = self._job(snapshot, pod, sandbox, policy)
             if isinstance(job, float):
                 return job
             self._mine[snapshot.metadata.uid] = 1
@@ -294,17 +384,22 @@ class NodeSaves:
         uid = snapshot.metadata.uid
         if capture is None or uid in self._mine:
             return None
-        stored = snapshot.conditions.get(STORAGE_REPLICATED)
-        if stored is not None and stored.is_true:
+        if _holds(snapshot, STORAGE_REPLICATED):
             return None
-        saved = snapshot.conditions.get(CHECKPOINT)
-        if saved is not None and saved.is_true:
+        sandbox = sandbox_of_pod(self.settings.bundles_dir, capture.pod_uid)
+        held = sandbox is not None and sandbox.paused_note.exists()
+        if _holds(snapshot, CHECKPOINT):
             self._mine[uid] = capture.attempt
             pod = self.view.pod(snapshot.metadata.namespace, capture.pod_name, capture.pod_uid)
+            if held and sandbox is not None and pod is not None:
+                self.capturer.stopper.stop(sandbox, pod)
             self._store_sealed(snapshot, pod)
             return None
+        if held and sandbox is not None:
+            self.capturer.stopper.resume(sandbox)
         self.remove_staging(snapshot)
-        if snapshot.trigger_type == TriggerType.WORKLOAD or capture.attempt >= MAX_ATTEMPTS:
+        once = {TriggerType.WORKLOAD, TriggerType.ON_DELETE}
+        if snapshot.trigger_type in once or capture.attempt >= MAX_ATTEMPTS:
             restarted = Failure(
                 "AgentRestarted", "the agent was restarted while the Pod was being saved"
             )
@@ -328,3 +423,8 @@ class NodeSaves:
         """Remove every attempt's directory of a snapshot."""
         for directory in self.settings.staging_dir.glob(f"{snapshot.metadata.uid}-*"):
             shutil.rmtree(directory, ignore_errors=True)
+
+
+def _holds(snapshot: Snapshot, condition_type: str) -> bool:
+    condition = snapshot.conditions.get(condition_type)
+    return condition is not None and condition.is_true

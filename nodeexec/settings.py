@@ -74,6 +74,11 @@ class AgentSettings:
         return self.runtime_state_dir / "cold"
 
     @property
+    def attempts_dir(self) -> Path:
+        """Where the runtime notes restored Pods that were not seen to do well yet."""
+        return self.runtime_state_dir / "attempts"
+
+    @property
     def cache_dir(self) -> Path:
         """Where verified images lie ready for restores."""
         return self.state_dir / "cache"

@@ -35,11 +35,12 @@ def automatic_identity(
     group: Mapping[str, str],
     compatibility: Compatibility,
 ) -> str:
-    """Return the short identity (32 hex digits) that interchangeable Pods share."""
-    everything = json.dumps(
-        [policy.metadata.uid, identity.hash, dict(group), compatibility.to_object()],
-        sort_keys=True,
-    )
+    """Return the short identity (32 hex digits) that interchangeable Pods share.
+
+    Files alone fit any Pod of the policy on any node (contract, 6.1).
+    """
+    memory = [] if policy.rootfs_only else [identity.hash, compatibility.to_object()]
+    everything = json.dumps([policy.metadata.uid, dict(group), *memory], sort_keys=True)
     return hashlib.sha256(everything.encode()).hexdigest()[:32]
 
 

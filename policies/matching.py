@@ -16,7 +16,7 @@ from schemas.conditions import Condition
 from schemas.names import READY
 from schemas.pod import Pod
 from schemas.policy import Policy
-from schemas.snapshot import Compatibility, Snapshot, SpecIdentity
+from schemas.snapshot import CaptureRecord, Compatibility, Snapshot, SpecIdentity
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,28 +57,38 @@ def judge(candidate: Candidate, snapshot: Snapshot) -> Verdict:
         )
     if not _is_ready(snapshot):
         found.append(Finding(Reason.NOT_READY, _why_not_ready(snapshot.conditions)))
-    if snapshot.damage:
-        found.append(Finding(Reason.DAMAGED, f"its bytes are damaged: {snapshot.damage}"))
+    if snapshot.quarantine:
+        found.append(Finding(Reason.QUARANTINED, snapshot.quarantine))
     capture = snapshot.capture
     if capture is None:
         return Verdict(tuple(found))
-    found += [
-        Finding(Reason.SPEC_DIFFERS, text)
-        for text in differences(capture.identity, candidate.identity)
-    ]
-    unknown = sorted(set(pod.running_names) - capture.image_ids.keys())
-    if unknown:
-        text = f"it does not say which image container {unknown[0]} was made from"
+    if capture.rootfs_only != policy.rootfs_only:
+        was = "files alone" if capture.rootfs_only else "memory"
+        text = f"it holds {was}, the policy says snapshotScope {policy.snapshot_scope}"
         found.append(Finding(Reason.SPEC_DIFFERS, text))
+    elif not capture.rootfs_only:
+        found += _memory_findings(candidate, capture)
     want = group_labels(snapshot.metadata.labels, policy)
     have = group_labels(pod.metadata.labels, policy)
     if want != have:
         found.append(Finding(Reason.GROUP_DIFFERS, f"its group is {want}, the Pod's is {have}"))
-    found += [
+    return Verdict(tuple(found))
+
+
+def _memory_findings(candidate: Candidate, capture: CaptureRecord) -> list[Finding]:
+    """Judge what matters to memory alone: files fit any spec and any node (contract, 6.1)."""
+    found = [
+        Finding(Reason.SPEC_DIFFERS, text)
+        for text in differences(capture.identity, candidate.identity)
+    ]
+    unknown = sorted(set(candidate.pod.running_names) - capture.image_ids.keys())
+    if unknown:
+        text = f"it does not say which image container {unknown[0]} was made from"
+        found.append(Finding(Reason.SPEC_DIFFERS, text))
+    return found + [
         Finding(Reason.NODE_INCOMPATIBLE, text)
         for text in incompatibilities(capture.compatibility, candidate.node)
     ]
-    return Verdict(tuple(found))
 
 
 def choose(candidate: Candidate, snapshots: Iterable[Snapshot]) -> Choice:
@@ -94,15 +104,38 @@ def choose(candidate: Candidate, snapshots: Iterable[Snapshot]) -> Choice:
         return Choice(max(fitting, key=_age_key))
     ready = [(s, v) for s, v in judged if _is_ready(s)]
     if not ready:
-        damaged = [s for s, _ in judged if s.damage]
-        if damaged:
-            newest = max(damaged, key=_age_key)
-            text = f"PodSnapshot {newest.metadata} is damaged: {newest.damage}"
+        quarantined = [s for s, _ in judged if s.quarantine]
+        if quarantined:
+            newest = max(quarantined, key=_age_key)
+            text = f"PodSnapshot {newest.metadata} is quarantined: {newest.quarantine}"
             return Choice(None, text, noteworthy=True)
         return Choice(None, f"no snapshot of policy {policy.metadata.name} is ready yet")
     newest, verdict = max(ready, key=lambda pair: _age_key(pair[0]))
     return Choice(
         None, f"PodSnapshot {newest.metadata} does not fit: {verdict.message}", noteworthy=True
+    )
+
+
+def awaited(candidate: Candidate, snapshots: Iterable[Snapshot]) -> Snapshot | None:
+    """Return the newest snapshot in the making that will fit the Pod once it is ready."""
+    if candidate.pod.pinned_snapshot is not None:
+        return None
+    making = [
+        s
+        for s in snapshots
+        if s.policy_name == candidate.policy.metadata.name
+        and s.capture is not None
+        and s.capture.failure is None
+        and _is_in_the_making(s)
+        and all(f.reason is Reason.NOT_READY for f in judge(candidate, s).findings)
+    ]
+    return max(making, key=lambda s: s.metadata.creation_timestamp, default=None)
+
+
+def _is_in_the_making(snapshot: Snapshot) -> bool:
+    ready = snapshot.conditions.get(READY)
+    return not snapshot.metadata.is_deleting and (
+        ready is None or ready.reason in {"AwaitingCheckpoint", "Checkpointing", "Uploading"}
     )
 
 

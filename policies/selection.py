@@ -11,22 +11,25 @@ from schemas.pod import Pod
 from schemas.policy import Policy
 
 
+def selecting_policies(pod: Pod, policies: Iterable[Policy]) -> list[Policy]:
+    """Return the policies that select the Pod, the governing one first; none for a static Pod."""
+    if pod.is_static:
+        return []
+    return sorted(
+        (
+            p
+            for p in policies
+            if p.metadata.namespace == pod.metadata.namespace
+            and not p.metadata.is_deleting
+            and p.selector.matches(pod.metadata.labels)
+        ),
+        key=lambda p: (p.metadata.creation_timestamp, p.metadata.name),
+    )
+
+
 def governing_policy(pod: Pod, policies: Iterable[Policy]) -> Policy | None:
     """Return the policy that governs the Pod, or ``None``. Static Pods are never governed."""
-    if pod.is_static:
-        return None
-    selecting = [
-        p
-        for p in policies
-        if p.metadata.namespace == pod.metadata.namespace
-        and not p.metadata.is_deleting
-        and p.selector.matches(pod.metadata.labels)
-    ]
-    return min(
-        selecting,
-        key=lambda p: (p.metadata.creation_timestamp, p.metadata.name),
-        default=None,
-    )
+    return next(iter(selecting_policies(pod, policies)), None)
 
 
 def group_labels(labels: Mapping[str, str], policy: Policy) -> dict[str, str]:

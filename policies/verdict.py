@@ -15,12 +15,16 @@ class Reason(StrEnum):
     OTHER_NAMESPACE = "OtherNamespace"
     NOT_GOVERNED = "NotGoverned"
     OTHER_POLICY = "OtherPolicy"
-    DAMAGED = "Damaged"
+    QUARANTINED = "Quarantined"
     POD_NOT_FOUND = "PodNotFound"
     POD_NOT_READY = "PodNotReady"
+    POD_IS_OVER = "PodIsOver"
     NOT_IN_GVISOR = "NotInGVisor"
     NOT_RESTORABLE = "NotRestorable"
     STORAGE_NOT_READY = "StorageNotReady"
+    STORAGE_NOT_ALLOWED = "StorageNotAllowed"
+    NOT_DUE = "NotDue"
+    GAVE_UP = "GaveUp"
     SCOPE_UNSUPPORTED = "ScopeUnsupported"
 
 

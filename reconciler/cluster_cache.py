@@ -27,7 +27,7 @@ from schemas.names import GVISOR_HANDLERS, NODE_LEASE_PREFIX, SYSTEM_NAMESPACE
 from schemas.node_facts import NodeFacts
 from schemas.pod import Pod
 from schemas.policy import Policy
-from schemas.snapshot import Snapshot
+from schemas.snapshot import Compatibility, Snapshot
 from schemas.storage_config import StorageConfig
 from schemas.trigger import ManualTrigger
 
@@ -72,17 +72,23 @@ class ClusterCache(ReflectorSet):
             self.runtime_classes,
         )
 
+    def classes(self) -> dict[str, bool]:
+        """Return the name of every RuntimeClass, and whether it means gVisor."""
+        return {
+            name: handler in GVISOR_HANDLERS for name, handler in self.runtime_classes.store.items()
+        }
+
     def gvisor_classes(self) -> frozenset[str]:
         """Return the names of the RuntimeClasses that mean gVisor."""
-        return frozenset(
-            name
-            for name, handler in self.runtime_classes.store.items()
-            if handler in GVISOR_HANDLERS
-        )
+        return frozenset(name for name, is_gvisor in self.classes().items() if is_gvisor)
 
     def policy_of(self, pod: Pod) -> Policy | None:
         """Return the policy that governs a Pod."""
         return governing_policy(pod, self.policies.store.items())
+
+    def compatibilities(self) -> dict[str, Compatibility]:
+        """Return what each node's agent last published."""
+        return {n.node: n.compatibility for n in self.leases.store.items()}
 
     def storage_of(self, policy: Policy) -> StorageConfig | None:
         """Return the storage config that a policy names."""

@@ -49,6 +49,7 @@ def controller(
     from backends.kube.client import KubeClient
     from backends.kube.transport import Transport
     from backends.telemetry import HttpEndpoint, configure_logging, configure_tracing
+    from reconciler.gke_addon import refusal, traces_of_addon
     from reconciler.manager import Manager, ManagerSettings, default_identity
 
     configure_logging()
@@ -62,7 +63,11 @@ def controller(
     settings = ManagerSettings(
         cluster_id=cluster_id, bucket_root=bucket_root, identity=default_identity()
     )
-    manager = Manager(settings, KubeClient(transport), SystemClock())
+    client, clock = KubeClient(transport), SystemClock()
+    refused = refusal(traces_of_addon(client, clock))
+    if refused:
+        raise click.ClickException(refused)
+    manager = Manager(settings, client, clock)
     endpoint = HttpEndpoint(
         metrics_address,
         registry=manager.metrics.registry,

@@ -19,6 +19,7 @@ from backends.kube.lease import LeaderElection
 from backends.objects.factory import open_store
 from backends.objects.interface import ObjectStore
 from policies.identity import manual_snapshot_name
+from policies.selection import selecting_policies
 from reconciler.cluster_cache import ClusterCache
 from reconciler.controller import Controller, ReconcileMetrics
 from reconciler.git_source_controller import GitSourceController
@@ -141,17 +142,14 @@ class Manager:
         cache.leases.on_change = self._node_changed
 
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
-        pod = new or old
-        if pod is None:
-            return
-        appeared = old is None or (new is not None and old.node_name != new.node_name)
-        if appeared and new is not None:
-            policy = self.cache.policy_of(new)
-            if policy is not None:
-                self._policies.queue.add(policy.metadata.key)
-        if new is None:
+        if old is None or new is None or _concerns_policies(old, new):
+            policies = self.cache.policies.store.items()
+            for pod in filter(None, (old, new)):
+                for policy in selecting_policies(pod, policies):
+                    self._policies.queue.add(policy.metadata.key)
+        if old is not None and (new is None or new.metadata.uid != old.metadata.uid):
             for snapshot in self.cache.snapshots.store.items():
-                if snapshot.origin_pod_uid == pod.metadata.uid:
+                if snapshot.origin_pod_uid == old.metadata.uid:
                     self._snapshots.queue.add(snapshot.metadata.key)
 
     def _snapshot_changed(self, old: Snapshot | None, new: Snapshot | None) -> None:
@@ -163,7 +161,7 @@ class Manager:
             for trigger in self._open_triggers(snapshot.metadata.namespace):
                 if manual_snapshot_name(trigger.metadata.uid) == snapshot.metadata.name:
                     self._triggers.queue.add(trigger.metadata.key)
-        if snapshot.identity_label and (new is None or _just_failed(old, new)):
+        if new is None or (new.is_spent and not (old is not None and old.is_spent)):
             self._policies.queue.add((snapshot.metadata.namespace, snapshot.policy_name))
 
     def _policy_changed(self, old: Policy | None, new: Policy | None) -> None:
@@ -171,7 +169,15 @@ class Manager:
         if policy is None:
             return
         self._policies.queue.add(policy.metadata.key)
-        if old is None or new is None or old.metadata.generation != new.metadata.generation:
+        if (
+            old is None
+            or new is None
+            or old.metadata.generation != new.metadata.generation
+            or old.metadata.is_deleting != new.metadata.is_deleting
+        ):
+            for other in self.cache.policies.store.items():
+                if other.metadata.namespace == policy.metadata.namespace:
+                    self._policies.queue.add(other.metadata.key)  # one Pod may have several
             for snapshot in self.cache.snapshots.store.items():
                 if (snapshot.metadata.namespace, snapshot.policy_name) == policy.metadata.key:
                     self._snapshots.queue.add(snapshot.metadata.key)
@@ -181,7 +187,7 @@ class Manager:
         if config is None:
             return
         self._storage.queue.add(config.metadata.key)
-        if old is not None and new is not None and old.conditions == new.conditions:
+        if old is not None and new is not None and _is_same_storage(old, new):
             return
         for policy in self.cache.policies.store.items():
             if policy.storage_config_name == config.metadata.name:
@@ -223,11 +229,22 @@ def _is_news(old: Any, new: Any) -> bool:  # noqa: ANN401 - two values of one ki
     )
 
 
-def _just_failed(old: Snapshot | None, new: Snapshot) -> bool:
-    def is_spent(s: Snapshot | None) -> bool:
-        return s is not None and bool(s.damage or (s.capture and s.capture.failure))
+def _concerns_policies(old: Pod, new: Pod) -> bool:
+    """Whether a policy may judge a Pod anew, or tell something else of it."""
+    return (
+        (old.metadata.uid, old.metadata.labels, old.metadata.is_deleting, old.is_over)
+        != (new.metadata.uid, new.metadata.labels, new.metadata.is_deleting, new.is_over)
+        or old.node_name != new.node_name
+        or old.ready_since != new.ready_since
+    )
 
-    return is_spent(new) and not is_spent(old)
+
+def _is_same_storage(old: StorageConfig, new: StorageConfig) -> bool:
+    return (old.conditions, old.location, old.metadata.annotations) == (
+        new.conditions,
+        new.location,
+        new.metadata.annotations,
+    )
 
 
 def default_identity() -> str:

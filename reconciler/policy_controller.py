@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policies: their own ``Ready``, and the PodSnapshots that wait for workloads to save themselves.
+"""Policies: their own ``Ready``, and the PodSnapshots of saves that nobody asks for by hand.
 
 For every governed Pod of a ``workload`` policy there is one PodSnapshot of its identity, from the
 Pod's start (contract, section 12, 12). Ten equal replicas share one object; which of them saves is
-settled at the claim.
+settled at the claim. A ``readinessProbe`` policy's is created when one of them becomes Ready, for
+that Pod alone; its derived name lets the ten make one.
 """
 
 from collections.abc import Mapping
@@ -13,17 +14,20 @@ from typing import Final
 from backends.clock import Clock
 from backends.kube.client import POD_SNAPSHOT_POLICIES, POD_SNAPSHOTS, KubeClient, Resource
 from backends.kube.errors import Conflict, NotFound
-from policies.capturing import restorable, storage_usable
+from policies.capturing import may_save, storage_usable, unsupported
 from policies.distill import distill
 from policies.identity import automatic_identity, automatic_snapshot_name
+from policies.matching import Candidate
 from policies.new_snapshots import automatic_snapshot
+from policies.policy_review import PolicyFacts, review
+from policies.ready_saves import ReadyInput, became_ready_lately, due_when_ready
 from policies.selection import group_labels
 from reconciler.cluster_cache import ClusterCache
 from reconciler.controller import Key
 from schemas.conditions import Condition, render_conditions
 from schemas.instants import to_micro_time, to_time
 from schemas.metadata import Metadata
-from schemas.names import API_VERSION, CONTROLLER_MANAGER, READY
+from schemas.names import API_VERSION, CONTROLLER_MANAGER
 from schemas.pod import Pod
 from schemas.policy import Policy, TriggerType
 from schemas.snapshot import Snapshot
@@ -46,25 +50,27 @@ class PolicyController:
         if policy is None or policy.metadata.is_deleting:
             return None
         self._write(policy, self._condition(policy))
-        if policy.trigger_type is not TriggerType.WORKLOAD:
+        if unsupported(policy):
             return None
-        if policy.snapshot_scope != "whole-pod" or policy.post_checkpoint != "resume":
-            return None
+        match policy.trigger_type:
+            case TriggerType.WORKLOAD:
+                take = self._await_workload
+            case TriggerType.READINESS_PROBE:
+                take = self._save_if_due
+            case _:
+                return None
         unknown_node = False
         for pod in self.cache.pods.store.items():
-            if not self._should_wait_for(pod, policy):
+            if not self._is_ours(pod, policy):
                 continue
             node = self.cache.node(pod.node_name)
             if node is None:
                 unknown_node = True
-                continue
-            identity = automatic_identity(
-                policy, distill(pod), group_labels(pod.metadata.labels, policy), node.compatibility
-            )
-            self._ensure(pod, policy, identity)
+            elif may_save(pod, policy, node.compatibility).usable:
+                take(Candidate(pod, policy, distill(pod), node.compatibility))
         return _NODE_FACTS_RETRY_S if unknown_node else None
 
-    def _should_wait_for(self, pod: Pod, policy: Policy) -> bool:
+    def _is_ours(self, pod: Pod, policy: Policy) -> bool:
         return (
             pod.metadata.namespace == policy.metadata.namespace
             and bool(pod.node_name)
@@ -72,48 +78,58 @@ class PolicyController:
             and not pod.is_over
             and pod.runtime_class in self.cache.gvisor_classes()
             and self.cache.policy_of(pod) == policy
-            and restorable(pod).usable
         )
 
-    def _ensure(self, pod: Pod, policy: Policy, identity: str) -> None:
-        """Create the identity's snapshot, unless one waits or is usable.
+    def _await_workload(self, candidate: Candidate) -> None:
+        """Create the identity's snapshot, unless one waits or is usable."""
+        identity = _identity(candidate)
+        name, present = self._newest_generation(candidate.policy, identity)
+        if present is None:
+            self._create(name, candidate, identity)
+
+    def _save_if_due(self, candidate: Candidate) -> None:
+        """Create the snapshot of a Pod that became Ready, if one is due and could be stored."""
+        pod, policy, now = candidate.pod, candidate.policy, self.clock.now()
+        if not became_ready_lately(pod, policy, now):
+            return  # most Pods, so it comes before what costs more
+        if not storage_usable(policy, self.cache.storage_of(policy)).usable:
+            return  # a Pod that serves is not paused by a save that waited; storage wakes us
+        identity = _identity(candidate)
+        snapshots = self.cache.snapshots.store.items()
+        if not due_when_ready(ReadyInput(candidate, identity, snapshots, now)).usable:
+            return
+        name, present = self._newest_generation(policy, identity)
+        if present is None:
+            self._create(name, candidate, identity)
+
+    def _newest_generation(self, policy: Policy, identity: str) -> tuple[str, Snapshot | None]:
+        """Return the first name that is free, or that of a snapshot which is not spent.
 
         A failed one is terminal by contract, so the next generation takes over.
         """
-        namespace = policy.metadata.namespace
         for generation in range(_GENERATIONS):
             name = automatic_snapshot_name(identity, generation)
-            present = self.cache.snapshots.store.get(namespace, name)
-            if present is None:
-                now = to_micro_time(self.clock.now())
-                body = automatic_snapshot(name, pod, policy, identity=identity, now=now)
-                self.client.create_once(POD_SNAPSHOTS, body, field_manager=CONTROLLER_MANAGER)
-                return
-            if not _is_spent(present):
-                return
+            present = self.cache.snapshots.store.get(policy.metadata.namespace, name)
+            if present is None or not (present.is_spent or present.metadata.is_deleting):
+                break
+        return name, present
+
+    def _create(self, name: str, candidate: Candidate, identity: str) -> None:
+        now = to_micro_time(self.clock.now())
+        body = automatic_snapshot(name, candidate.pod, candidate.policy, identity=identity, now=now)
+        self.client.create_once(POD_SNAPSHOTS, body, field_manager=CONTROLLER_MANAGER)
 
     def _condition(self, policy: Policy) -> Condition:
-        generation = policy.metadata.generation
-        unsupported = _unsupported(policy)
-        if unsupported:
-            return Condition(
-                READY, "False", "Unsupported", unsupported, observed_generation=generation
+        return review(
+            PolicyFacts(
+                policy=policy,
+                storage=self.cache.storage_of(policy),
+                pods=self.cache.pods.store.items(),
+                policies=self.cache.policies.store.items(),
+                snapshots=self.cache.snapshots.store.items(),
+                gvisor_classes=self.cache.gvisor_classes(),
+                nodes=self.cache.compatibilities(),
             )
-        storage = storage_usable(policy, self.cache.storage_of(policy))
-        if not storage.usable:
-            return Condition(
-                READY,
-                "False",
-                storage.findings[0].reason,
-                f"saves and restores wait: {storage.message}",
-                observed_generation=generation,
-            )
-        return Condition(
-            READY,
-            "True",
-            "Ready",
-            "Pods that it selects are saved and restored",
-            observed_generation=generation,
         )
 
     def _write(self, policy: Policy, condition: Condition) -> None:
@@ -161,19 +177,7 @@ def write_ready(
         return  # deleted meanwhile
 
 
-def _is_spent(snapshot: Snapshot) -> bool:
-    failed = snapshot.capture is not None and snapshot.capture.failure is not None
-    return failed or bool(snapshot.damage) or snapshot.metadata.is_deleting
-
-
-def _unsupported(policy: Policy) -> str:
-    if policy.trigger_type not in {TriggerType.MANUAL, TriggerType.WORKLOAD}:
-        return (
-            f"triggerConfig.type {policy.trigger_type} is accepted but not acted on by this "
-            "version; use workload or manual"
-        )
-    if policy.snapshot_scope != "whole-pod":
-        return f"snapshotScope {policy.snapshot_scope} is not acted on by this version"
-    if policy.post_checkpoint != "resume":
-        return f"postCheckpoint {policy.post_checkpoint} is not acted on by this version"
-    return ""
+def _identity(candidate: Candidate) -> str:
+    policy = candidate.policy
+    group = group_labels(candidate.pod.metadata.labels, policy)
+    return automatic_identity(policy, candidate.identity, group, candidate.node)

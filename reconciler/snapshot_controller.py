@@ -26,6 +26,8 @@ from schemas.names import (
     CHECKPOINT,
     CONTROLLER_MANAGER,
     FINALIZER,
+    QUARANTINE_ANNOTATION,
+    QUARANTINE_LIFTED,
     READY,
 )
 from schemas.snapshot import RECORD_VERSION, CaptureRecord, ControlRecord, Failure, Snapshot
@@ -47,7 +49,10 @@ log = logging.getLogger(__name__)
 AGENT_LOST_S: Final = 60.0
 _LOOK_AGAIN_S: Final = 15.0
 _DELETE_RETRY_S: Final = 5.0
-_LOST = "AgentLost"
+_LOST: Final = "AgentLost"
+_POD_GONE: Final = "PodGone"
+# The node of a record that no node wrote.
+_NOBODY: Final = "none"
 
 
 @dataclass(slots=True)
@@ -65,6 +70,9 @@ class SnapshotController:
         snapshot = self.cache.snapshots.store.get(*key)
         if snapshot is None:
             return None
+        if snapshot.metadata.annotations.get(QUARANTINE_ANNOTATION) == QUARANTINE_LIFTED:
+            self._lift_quarantine(snapshot)
+            return None  # what was patched queues the key again
         facts = self._facts(snapshot)
         outcome = step(facts)
         if Effect.DELETE_BYTES in outcome.effects:
@@ -89,6 +97,24 @@ class SnapshotController:
         waiting = outcome.state in {State.PENDING, State.CHECKPOINTING, State.UPLOADING}
         return _LOOK_AGAIN_S if waiting else None
 
+    def _lift_quarantine(self, snapshot: Snapshot) -> None:
+        """Forget what is known against a snapshot, then the wish, so that it can come again."""
+        forget = {"status": {"podsnap": {"failures": None, "damage": None}}}
+        granted = {"metadata": {"annotations": {QUARANTINE_ANNOTATION: None}}}
+        try:
+            for patch, subresource in ((forget, "status"), (granted, "")):
+                self.client.merge_patch(
+                    POD_SNAPSHOTS,
+                    snapshot.metadata.name,
+                    patch,
+                    namespace=snapshot.metadata.namespace,
+                    field_manager=CONTROLLER_MANAGER,
+                    subresource=subresource,
+                )
+        except NotFound:
+            return
+        log.info("the quarantine of %s was lifted", snapshot.metadata)
+
     def _facts(self, snapshot: Snapshot) -> SnapshotFacts:
         policy = self.cache.policies.store.get(snapshot.metadata.namespace, snapshot.policy_name)
         capture = snapshot.capture
@@ -101,7 +127,6 @@ class SnapshotController:
             policy_exists=policy is not None and not policy.metadata.is_deleting,
             origin_alive=self.cache.pods.store.by_uid(pod_uid) is not None,
             agent_alive=self._agent_is_alive(capture.node if capture else snapshot.origin_node),
-            is_automatic=bool(snapshot.identity_label),
             waiting_for=waiting_for,
             bytes_remain=capture is not None and capture.location is not None,
         )
@@ -179,8 +204,8 @@ class SnapshotController:
 
     def _abandon(self, snapshot: Snapshot, outcome: Step) -> None:
         """Take the save away from a node that is lost; its next apply gets a conflict."""
-        lost = Failure(_LOST, outcome.message)
-        record = replace(snapshot.capture or CaptureRecord(node="none"), failure=lost)
+        lost = Failure(_LOST if snapshot.capture else _POD_GONE, outcome.message)
+        record = replace(snapshot.capture or CaptureRecord(node=_NOBODY), failure=lost)
         # Only the state that was judged is taken away; its bytes go once that is written.
         self._apply(
             snapshot,
@@ -198,8 +223,11 @@ class SnapshotController:
             return
         capture = snapshot.capture
         # What was once taken away must stand in every later apply, or it would be removed.
-        taken = capture is not None and capture.failure is not None
-        if taken and capture is not None and capture.failure and capture.failure.reason == _LOST:
+        if (
+            capture is not None
+            and capture.failure is not None
+            and (capture.failure.reason == _LOST or capture.node == _NOBODY)
+        ):
             text = f"{capture.failure.reason}: {capture.failure.message}"
             self._apply(
                 snapshot,
@@ -221,10 +249,7 @@ class SnapshotController:
         as_judged: bool = False,
     ) -> None:
         now = self.clock.now()
-        control = ControlRecord(
-            story=extend_story(snapshot, outcome, now=to_micro_time(now)),
-            quarantine=snapshot.control.quarantine,
-        )
+        control = ControlRecord(extend_story(snapshot, outcome, now=to_micro_time(now)))
         podsnap: dict[str, Any] = {"version": RECORD_VERSION, "control": control.to_object()}
         if taken is not None:
             podsnap["capture"] = taken.to_object()
@@ -258,8 +283,8 @@ class SnapshotController:
 
     def _announce_waiting(self, snapshot: Snapshot) -> None:
         """Fill the saving node's conditions in for it, if nobody claimed the object meanwhile."""
-        if not snapshot.identity_label:
-            return  # a manual save is claimed within milliseconds; do not race it
+        if not snapshot.awaits_workload:
+            return  # any other save is claimed within milliseconds; do not race it
         body = {
             "apiVersion": API_VERSION,
             "kind": "PodSnapshot",

@@ -56,6 +56,11 @@ class StorageController:
             message = "no bucket is named; set spec.snapshotStorageConfig.gcs.bucket"
             self._write(config, Condition(READY, "False", "NoBucket", message, "", generation))
             return None
+        if config.path_error:
+            self._write(
+                config, Condition(READY, "False", "InvalidPath", config.path_error, "", generation)
+            )
+            return None
         try:
             store = self.open_store(config.location)
             store.check_writable()

@@ -97,12 +97,14 @@ class TriggerController:
         refusal = self._other_open_trigger(trigger)
         waiting_for = ""
         if not refusal:
+            node = self.cache.node(pod.node_name) if pod else None
             refusal = may_trigger(
                 TriggerInput(
                     target=trigger.target_pod,
                     pod=pod,
                     policy=policy,
-                    gvisor_classes=self.cache.gvisor_classes(),
+                    classes=self.cache.classes(),
+                    node=node.compatibility if node else None,
                 )
             ).refusal
         if not refusal and policy is not None:

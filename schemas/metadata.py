@@ -20,6 +20,7 @@ class Metadata:
     finalizers: tuple[str, ...] = ()
     creation_timestamp: str = ""
     deletion_timestamp: str | None = None
+    has_controller: bool = False
 
     @classmethod
     def parse(cls, obj: Mapping[str, Any]) -> Self:
@@ -36,6 +37,7 @@ class Metadata:
             finalizers=tuple(raw.get("finalizers") or ()),
             creation_timestamp=raw.get("creationTimestamp") or "",
             deletion_timestamp=raw.get("deletionTimestamp"),
+            has_controller=any(o.get("controller") for o in raw.get("ownerReferences") or ()),
         )
 
     @property

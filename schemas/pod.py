@@ -59,9 +59,21 @@ class Pod:
         return ready is not None and ready.is_true
 
     @property
+    def ready_since(self) -> str:
+        """When the Pod became Ready (RFC 3339), empty if it is not or nobody says."""
+        ready = self.conditions.get("Ready")
+        return (ready.last_transition_time or "") if ready is not None and ready.is_true else ""
+
+    @property
     def is_over(self) -> bool:
         """Whether the Pod will not run again."""
         return self.phase in {"Succeeded", "Failed"}
+
+    @property
+    def is_evicted_by_kubelet(self) -> bool:
+        """Whether the kubelet ends the Pod because its node runs out of something."""
+        target = self.conditions.get("DisruptionTarget")
+        return target is not None and target.is_true and target.reason == "TerminationByKubelet"
 
     @property
     def is_static(self) -> bool:
@@ -79,14 +91,17 @@ class Pod:
         return tuple(c["name"] for c in self.spec.get("containers") or ())
 
     @property
-    def running_names(self) -> tuple[str, ...]:
-        """Names of all containers that run side by side: sidecars and the ordinary ones."""
-        sidecars = tuple(
-            c["name"]
-            for c in self.spec.get("initContainers") or ()
-            if c.get("restartPolicy") == "Always"
+    def running_containers(self) -> tuple[Mapping[str, Any], ...]:
+        """All containers that run side by side: sidecars and the ordinary ones."""
+        sidecars = (
+            c for c in self.spec.get("initContainers") or () if c.get("restartPolicy") == "Always"
         )
-        return (*sidecars, *self.container_names)
+        return (*sidecars, *(self.spec.get("containers") or ()))
+
+    @property
+    def running_names(self) -> tuple[str, ...]:
+        """Names of all containers that run side by side."""
+        return tuple(c["name"] for c in self.running_containers)
 
 
 def _container_ids(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -2,14 +2,15 @@
 """PodSnapshot: one saved state of one Pod, from the wish to the bytes in the bucket.
 
 The contract's own status tells clients how far it is. What facts cannot show again stands in
-``status.podsnap``, in three parts with one writer each: ``capture`` (the node that saves),
-``control`` (the leader) and ``damage`` (any node that found the bytes wrong). The trap: a field
-written by two managers would be taken away from the first at its next apply.
+``status.podsnap``, in parts: ``capture`` (written by the node that saves), ``control`` (by the
+leader), ``damage`` (by any node that found the bytes wrong) and ``failures`` (a key for each Pod
+whose restore failed, by its node). The trap: a field applied by two managers would be taken away
+from the first at its next apply; so ``failures`` grows by merge patches.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from schemas.conditions import Condition, parse_conditions
 from schemas.metadata import Metadata
@@ -20,9 +21,12 @@ from schemas.names import (
     ORIGIN_POD_UID_ANNOTATION,
     TRIGGER_TYPE_ANNOTATION,
 )
+from schemas.policy import TriggerType
 from schemas.storage_config import Location
 
 RECORD_VERSION = 1
+# So many Pods whose restore failed take a snapshot out of use.
+FAILURES_TO_QUARANTINE: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,7 @@ class CaptureRecord:
     identity: SpecIdentity = field(default_factory=SpecIdentity)
     compatibility: Compatibility = field(default_factory=Compatibility)
     image_ids: Mapping[str, str] = field(default_factory=dict)
+    rootfs_only: bool = False
     failure: Failure | None = None
 
     def to_object(self) -> dict[str, Any]:
@@ -133,6 +138,7 @@ class CaptureRecord:
             "identity": self.identity.to_object(),
             "compatibility": self.compatibility.to_object(),
             "imageIDs": dict(self.image_ids),
+            "scope": "rootfs-only" if self.rootfs_only else "whole-pod",
         }
         if self.location is not None:
             rendered["location"] = self.location.to_object()
@@ -161,6 +167,7 @@ class CaptureRecord:
             identity=SpecIdentity.parse(raw.get("identity") or {}),
             compatibility=Compatibility.parse(raw.get("compatibility") or {}),
             image_ids=dict(raw.get("imageIDs") or {}),
+            rootfs_only=raw.get("scope") == "rootfs-only",
             failure=Failure(failure["reason"], failure["message"]) if failure else None,
         )
 
@@ -183,11 +190,10 @@ class ControlRecord:
     """What the leader decided and cannot see again."""
 
     story: tuple[StoryEntry, ...] = ()
-    quarantine: str = ""
 
     def to_object(self) -> dict[str, Any]:
         """Render for the status."""
-        return {"story": [e.to_object() for e in self.story], "quarantine": self.quarantine}
+        return {"story": [e.to_object() for e in self.story]}
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> Self:
@@ -196,13 +202,12 @@ class ControlRecord:
             story=tuple(
                 StoryEntry(e["state"], e["at"], e.get("reason", "")) for e in raw.get("story") or ()
             ),
-            quarantine=raw.get("quarantine", ""),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A PodSnapshot as the API holds it."""
+    """A PodSnapshot as the API holds it. ``failures`` maps a Pod's UID to a restore's failure."""
 
     metadata: Metadata
     policy_name: str
@@ -212,6 +217,7 @@ class Snapshot:
     capture: CaptureRecord | None = None
     control: ControlRecord = field(default_factory=ControlRecord)
     damage: str = ""
+    failures: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, obj: Mapping[str, Any]) -> Self:
@@ -230,6 +236,7 @@ class Snapshot:
             capture=CaptureRecord.parse(capture) if capture and capture.get("node") else None,
             control=ControlRecord.parse(record.get("control") or {}),
             damage=(record.get("damage") or {}).get("message", ""),
+            failures=dict(record.get("failures") or {}),
         )
 
     @property
@@ -256,3 +263,24 @@ class Snapshot:
     def identity_label(self) -> str:
         """The short identity by which an automatic save finds its object."""
         return self.metadata.labels.get(IDENTITY_LABEL, "")
+
+    @property
+    def awaits_workload(self) -> bool:
+        """Whether the program in the Pod asks for the save, so that any of several may fill it."""
+        return self.trigger_type == TriggerType.WORKLOAD
+
+    @property
+    def quarantine(self) -> str:
+        """Why no Pod may be restored from its bytes, empty if nothing is known against them."""
+        if self.damage:
+            return f"its bytes are damaged: {self.damage}"
+        if len(self.failures) < FAILURES_TO_QUARANTINE:
+            return ""
+        reasons = "; ".join(sorted(set(self.failures.values())))
+        return f"{len(self.failures)} restores failed: {reasons}"
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether no Pod will ever be restored from it, unless a person interferes."""
+        failed = self.capture is not None and self.capture.failure is not None
+        return failed or bool(self.quarantine)

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from schemas.conditions import Condition, parse_conditions
 from schemas.metadata import Metadata
-from schemas.names import READY
+from schemas.names import NAMESPACES_ANNOTATION, READY
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +64,20 @@ class StorageConfig:
         """Why the bucket cannot be used, or ``None``. Not yet judged counts as usable."""
         ready = self.conditions.get(READY)
         return ready.message if ready is not None and ready.status == "False" else None
+
+    @property
+    def path_error(self) -> str | None:
+        """What is wrong with the folder, or ``None``: a segment that no bucket takes as a name."""
+        path = self.location.path if self.location else ""
+        for segment in path.split("/") if path else ():
+            if segment in {"", ".", ".."}:
+                return (
+                    f"spec.snapshotStorageConfig.gcs.path {path!r} has the segment {segment!r}; "
+                    "write folders with one slash between them, such as team-a/snapshots"
+                )
+        return None
+
+    def allows(self, namespace: str) -> bool:
+        """Whether a namespace may use the bucket; without the annotation all may."""
+        text = self.metadata.annotations.get(NAMESPACES_ANNOTATION)
+        return text is None or namespace in (name.strip() for name in text.split(","))

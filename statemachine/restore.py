@@ -7,10 +7,18 @@ tried and failed, so the Pod started cold after all. The event texts are those t
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import Final, Literal
 
 from schemas.conditions import Condition
 from schemas.names import POD_RESTORED
+from schemas.pod import Pod
+
+# The API server's defaults of a probe.
+_PERIOD_S: Final = 10
+_TIMEOUT_S: Final = 1
+_PROBE_FACTOR: Final = 3
+# A busy node starts to probe late.
+_READY_FLOOR_S: Final = 20.0
 
 
 class Outcome(StrEnum):
@@ -58,3 +66,20 @@ def report(outcome: Outcome, *, namespace: str, snapshot: str, reason: str = "")
 def saved_event(namespace: str, snapshot: str) -> str:
     """Return the text of the event on a Pod that was saved."""
     return f"Successfully checkpointed the pod to PodSnapshot [{namespace}/{snapshot}]"
+
+
+def ready_limit_s(pod: Pod) -> float | None:
+    """Return how long a restored Pod may take to be Ready, ``None`` if nothing probes it.
+
+    Three times what its slowest readiness probe needs for an application that answers at once.
+    """
+    probes = [c["readinessProbe"] for c in pod.running_containers if c.get("readinessProbe")]
+    if not probes:
+        return None
+    slowest_s = max(
+        (p.get("initialDelaySeconds") or 0)
+        + (p.get("periodSeconds") or _PERIOD_S) * (p.get("successThreshold") or 1)
+        + (p.get("timeoutSeconds") or _TIMEOUT_S)
+        for p in probes
+    )
+    return max(_PROBE_FACTOR * slowest_s, _READY_FLOOR_S)

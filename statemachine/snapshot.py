@@ -3,8 +3,8 @@
 
 The state is computed anew at every reconcile: the first row of ``RULES`` that holds names it. It is
 never trusted because it was once written; only what facts cannot show again is recorded (a terminal
-failure, a quarantine, when a state was first seen). ``TRANSITIONS`` says which changes can occur;
-one that is not in it is a bug, reported with the snapshot's story.
+failure, damage, failed restores, when a state was first seen). ``TRANSITIONS`` says which changes
+can occur; one that is not in it is a bug, reported with the snapshot's story.
 
 The trap: ``Failed`` and ``Error`` are terminal for clients written for GKE, so those reasons are
 given only to a save that can never recover (contract, section 4.1).
@@ -17,6 +17,7 @@ from typing import Final
 
 from schemas.conditions import Condition, Status
 from schemas.names import CHECKPOINT, CREATED_AT_ANNOTATION, READY, STORAGE_REPLICATED
+from schemas.policy import TriggerType
 from schemas.snapshot import Snapshot, StoryEntry
 
 
@@ -54,7 +55,6 @@ class SnapshotFacts:
     policy_exists: bool = True
     origin_alive: bool = True
     agent_alive: bool = True
-    is_automatic: bool = False
     waiting_for: str = ""
     bytes_remain: bool = True
 
@@ -102,22 +102,26 @@ def _failed(facts: SnapshotFacts) -> Step:
     return Step(State.FAILED, text)
 
 
-def _lost(facts: SnapshotFacts) -> Step:
+def _node_lost(facts: SnapshotFacts) -> Step:
     node = facts.snapshot.capture.node if facts.snapshot.capture else facts.snapshot.origin_node
+    text = f"the save on node {node} was lost: its agent is gone"
+    return Step(State.FAILED, text, (Effect.ABANDON,))
+
+
+def _pod_lost(facts: SnapshotFacts) -> Step:
+    snapshot = facts.snapshot
     return Step(
         State.FAILED,
-        f"the save on node {node} was lost: "
-        + ("its agent is gone" if facts.origin_alive else "the Pod is gone"),
+        f"Pod {snapshot.origin_pod} ended or was replaced before node {snapshot.origin_node} began "
+        "to save it; nothing was saved",
         (Effect.ABANDON,),
     )
 
 
 def _obsolete(facts: SnapshotFacts) -> Step:
     snapshot = facts.snapshot
-    if snapshot.damage:
-        return Step(State.OBSOLETE, f"quarantined: {snapshot.damage}")
-    if snapshot.control.quarantine:
-        return Step(State.OBSOLETE, f"quarantined: {snapshot.control.quarantine}")
+    if snapshot.quarantine:
+        return Step(State.OBSOLETE, f"quarantined: {snapshot.quarantine}")
     return Step(
         State.OBSOLETE,
         f"its policy {snapshot.policy_name} is gone; it comes back with a policy of that name",
@@ -125,12 +129,17 @@ def _obsolete(facts: SnapshotFacts) -> Step:
 
 
 def _pending(facts: SnapshotFacts) -> Step:
-    node = facts.snapshot.origin_node
-    default = (
-        "waits until the workload writes 1 to /proc/gvisor/checkpoint"
-        if facts.is_automatic
-        else f"waits for the agent on node {node}"
-    )
+    snapshot = facts.snapshot
+    agent = f"waits for the agent on node {snapshot.origin_node}"
+    match snapshot.trigger_type:
+        case TriggerType.WORKLOAD:
+            default = "waits until the workload writes 1 to /proc/gvisor/checkpoint"
+        case TriggerType.READINESS_PROBE:
+            default = f"{agent}; Pod {snapshot.origin_pod} became Ready"
+        case TriggerType.ON_DELETE:
+            default = f"{agent}; Pod {snapshot.origin_pod} is being deleted"
+        case _:
+            default = agent
     return Step(State.PENDING, facts.waiting_for or default)
 
 
@@ -138,17 +147,14 @@ RULES: Final[tuple[Rule, ...]] = (
     (lambda f: f.snapshot.metadata.is_deleting, _deleting),
     (_has_failed, _failed),
     (
-        lambda f: (
-            _is_stored(f)
-            and bool(f.snapshot.damage or f.snapshot.control.quarantine or not f.policy_exists)
-        ),
+        lambda f: _is_stored(f) and bool(f.snapshot.quarantine or not f.policy_exists),
         _obsolete,
     ),
     (_is_stored, lambda _: Step(State.AVAILABLE, "restores are possible")),
     (
         # Until the bytes are in the bucket they are on that node alone.
         lambda f: f.snapshot.capture is not None and not f.agent_alive,
-        _lost,
+        _node_lost,
     ),
     (_is_saved, lambda f: Step(State.UPLOADING, f"{_size(f)} are being uploaded")),
     (
@@ -159,7 +165,8 @@ RULES: Final[tuple[Rule, ...]] = (
         lambda f: not f.policy_exists,
         lambda _: Step(State.PENDING, "its policy is gone", (Effect.DELETE_OBJECT,)),
     ),
-    (lambda f: not f.is_automatic and not f.origin_alive, _lost),
+    # What waits for a workload can be filled by another Pod; every other save is of one Pod.
+    (lambda f: not f.snapshot.awaits_workload and not f.origin_alive, _pod_lost),
     (lambda _: True, _pending),
 )
 

@@ -254,11 +254,16 @@ class KubeClient:
         *,
         namespace: str | None = None,
         field_manager: str,
+        subresource: str = "",
     ) -> dict[str, Any]:
-        """Merge a patch; a list in it replaces the list."""
+        """Merge a patch; a list in it replaces the list, and ``None`` removes a field.
+
+        Raises:
+            Conflict: the patch has a ``metadata.resourceVersion`` that is not the object's.
+        """
         return self._transport.request(
             "PATCH",
-            resource.path(namespace=namespace, name=name),
+            resource.path(namespace=namespace, name=name, subresource=subresource),
             params={"fieldManager": field_manager},
             body=patch,
             content_type="application/merge-patch+json",

@@ -30,6 +30,7 @@ from backends.kube.client import (
     POD_SNAPSHOTS,
     KubeClient,
 )
+from backends.kube.events import EventRecorder
 from backends.objects.localdir import LocalDirStore
 from backends.telemetry import configure_tracing
 from localcluster.images import build_image, default_cache
@@ -37,9 +38,12 @@ from nodeexec.capture import CaptureJob, Capturer
 from nodeexec.capture_status import CaptureStatus
 from nodeexec.node_cache import NodeCache
 from nodeexec.node_description import describe
+from nodeexec.pause_estimate import PauseEstimate
+from nodeexec.pod_reports import PodReports
 from nodeexec.runsc import Runsc
 from nodeexec.sandboxes import PreparedSandbox
 from nodeexec.settings import AgentSettings
+from nodeexec.stopping import Stopper
 from policies.distill import distill
 from policies.identity import manual_snapshot_name
 from policies.new_snapshots import manual_snapshot
@@ -327,6 +331,13 @@ class SavingNode:
             runsc=running.node.runsc,
             cache=NodeCache(state / "cache"),
             status=CaptureStatus(agent, clock),
+            stopper=Stopper(
+                running.node.runsc,
+                agent,
+                PodReports(agent, EventRecorder(agent, component="test", instance=NODE), clock),
+                state / "bundles",
+            ),
+            estimate=PauseEstimate(),
             clock=clock,
             is_gone=is_gone,
         )

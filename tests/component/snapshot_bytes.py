@@ -8,7 +8,7 @@ from cluster_world import World
 from backends.kube.client import POD_SNAPSHOTS, KubeClient
 from backends.objects.localdir import LocalDirStore
 from nodeexec.upload import ATTEMPT_KEY, CLUSTER_KEY, NAMESPACE_KEY, SNAPSHOT_UID_KEY
-from schemas.names import CAPTURE_MANAGER, FINALIZER, IDENTITY_LABEL
+from schemas.names import CAPTURE_MANAGER, FINALIZER, TRIGGER_TYPE_ANNOTATION
 from schemas.snapshot import CaptureRecord
 from schemas.storage_config import Location
 
@@ -48,8 +48,8 @@ def make_snapshot(world: World, agent: KubeClient, name: str) -> dict[str, Any]:
     """Create a snapshot that was saved and uploaded, and its bytes."""
     body = world.object("PodSnapshot", name, {"policyName": "web"})
     body["metadata"]["finalizers"] = [FINALIZER]
-    # Without it the controller would give the save up at once: there is no Pod.
-    body["metadata"]["labels"] = {IDENTITY_LABEL: "i"}
+    # Any other save would be given up at once: there is no Pod.
+    body["metadata"]["annotations"] = {TRIGGER_TYPE_ANNOTATION: "workload"}
     made = world.create(POD_SNAPSHOTS, body)
     uid = made["metadata"]["uid"]
     put_parts(world, name, uid)
@@ -75,7 +75,7 @@ def make_snapshot(world: World, agent: KubeClient, name: str) -> dict[str, Any]:
         }
         for kind in ("Checkpoint", "StorageReplicated")
     ]
-    del body["spec"], body["metadata"]["finalizers"], body["metadata"]["labels"]
+    del body["spec"], body["metadata"]["finalizers"], body["metadata"]["annotations"]
     body["metadata"]["uid"] = uid
     body["status"] = {
         "conditions": conditions,

@@ -39,10 +39,11 @@ from nodeexec.cluster_view import ClusterView, Listeners
 from nodeexec.image import PARTS
 from nodeexec.node_cache import NodeCache
 from nodeexec.pod_reports import PodReports
-from nodeexec.restore_decision import GATE_LIMIT_S, Decision, RestoreDecider
+from nodeexec.restore_decision import Decision, RestoreDecider
 from reconciler.snapshot_controller import SnapshotController
 from schemas.names import READY
 from schemas.pod import Pod
+from schemas.policy import GATE_LIMIT_S
 from schemas.snapshot import Compatibility, Snapshot
 from schemas.storage_config import Location
 from statemachine.restore import Outcome
@@ -119,6 +120,7 @@ class Deciding:
             workload_dirs=self.state / "workload",
             open_store=self._open,
             on_damage=self._on_damage,
+            clock=self.saving.capturer.clock,
         )
 
     def here(self) -> RestoreDecider:

@@ -174,9 +174,9 @@ def test_a_trigger_is_answered_when_its_snapshot_is_deleted(world: World) -> Non
 
 def test_a_policy_that_asks_for_more_than_there_is_says_so(world: World) -> None:
     """It is accepted by the schema, and its condition tells what is not acted on."""
-    world.policy(triggerConfig={"type": "onDelete"})
+    world.policy(triggerConfig={"type": "workload"}, snapshotScope="rootfs-only")
     condition = eventually(
         lambda: world.condition(POD_SNAPSHOT_POLICIES, "web", "Ready"), "a condition"
     )
     assert (condition["status"], condition["reason"]) == ("False", "Unsupported")
-    assert "onDelete" in condition["message"]
+    assert "use snapshotScope whole-pod" in condition["message"]

@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 from policies.compatibility import incompatibilities
 from policies.distill import distill
 from policies.matching import Candidate, choose, judge
-from policies.selection import governing_policy, group_labels
+from policies.new_snapshots import automatic_snapshot
+from policies.selection import governing_policy, group_labels, selecting_policies
 from policies.verdict import Reason
 from schemas.conditions import Condition
 from schemas.names import READY
 from schemas.pod import MIRROR_ANNOTATION, Pod
 from schemas.policy import Policy
 from schemas.snapshot import Compatibility, Snapshot
+from schemas.storage_config import Location
 
 OLD = "00000000-0000-5000-8000-000000000001"
 NEW = "00000000-0000-5000-8000-000000000002"
@@ -82,6 +84,12 @@ def test_compatibility_survives_its_record() -> None:
 # -- judging one snapshot
 
 
+def failing(times: int) -> Snapshot:
+    """Return a Ready snapshot from which so many Pods could not be restored."""
+    failures = {f"uid-{n}": "bad fd" for n in range(times)}
+    return replace(snapshot(), failures=failures)
+
+
 def test_an_equal_pod_on_an_equal_node_is_restored() -> None:
     """The ordinary case: another replica."""
     assert judge(candidate(), snapshot()).usable
@@ -91,7 +99,8 @@ JUDGED = {
     "another namespace": (candidate(), snapshot(namespace="other"), Reason.OTHER_NAMESPACE),
     "another policy": (candidate(), snapshot(policy_name="other"), Reason.OTHER_POLICY),
     "not ready": (candidate(), snapshot(is_ready=False), Reason.NOT_READY),
-    "damaged": (candidate(), snapshot(damage="part pages.img"), Reason.DAMAGED),
+    "damaged": (candidate(), snapshot(damage="part pages.img"), Reason.QUARANTINED),
+    "three failed restores": (candidate(), failing(3), Reason.QUARANTINED),
     "another spec": (candidate(pod(dnsPolicy="Default")), snapshot(), Reason.SPEC_DIFFERS),
     "another group": (
         candidate(pod(labels={"app": "web", "tenant": "2"}), policy(labels=("tenant",))),
@@ -121,6 +130,12 @@ def test_each_obstacle_has_its_reason(what: str) -> None:
     assert verdict.refusal.startswith(f"{reason}: ")
 
 
+def test_two_failed_restores_do_not_take_a_snapshot_out_of_use() -> None:
+    """The third does, before the controller has shown it."""
+    assert judge(candidate(), failing(2)).usable
+    assert "3 restores failed: bad fd" in judge(candidate(), failing(3)).message
+
+
 def test_judging_never_stops_at_the_first_difference() -> None:
     """Who mends one wants to see them all."""
     verdict = judge(
@@ -129,7 +144,7 @@ def test_judging_never_stops_at_the_first_difference() -> None:
     )
     assert [f.reason for f in verdict.findings] == [
         Reason.NOT_READY,
-        Reason.DAMAGED,
+        Reason.QUARANTINED,
         Reason.SPEC_DIFFERS,
         Reason.SPEC_DIFFERS,
         Reason.NODE_INCOMPATIBLE,
@@ -282,6 +297,27 @@ def test_a_static_pod_is_never_governed() -> None:
     """Its UID at the CRI is not the API's."""
     static = pod(annotations={MIRROR_ANNOTATION: "x"})
     assert governing_policy(static, [policy()]) is None
+
+
+def test_all_policies_that_select_a_pod_are_ranked() -> None:
+    """The first governs, the others are told."""
+    old = policy("z", created="2026-01-01T00:00:00Z")
+    new = policy("a", created="2026-01-02T00:00:00Z")
+    other = policy("o", namespace="other")
+    assert selecting_policies(pod(), [new, other, old]) == [old, new]
+
+
+GROUPS = {"dots": "a..b", "an underscore": "a_b", "nothing": "", "63 characters": "x" * 63}
+
+
+@pytest.mark.parametrize("what", GROUPS)
+def test_a_group_never_becomes_part_of_a_path(what: str) -> None:
+    """It stands in labels alone; the folder in the bucket is the snapshot's name."""
+    grouped = policy(labels=("tenant",))
+    member = pod(labels={"app": "web", "tenant": GROUPS[what]})
+    made = Snapshot.parse(automatic_snapshot(OLD, member, grouped, identity="i", now=""))
+    assert group_labels(made.metadata.labels, grouped) == {"tenant": GROUPS[what]}
+    assert Location("b", "p").below(made.metadata.name).path == f"p/{OLD}"
 
 
 def test_absent_group_labels_are_skipped() -> None:

@@ -188,7 +188,7 @@ def test_only_our_own_internal_annotations_survive() -> None:
         "dev.gvisor.spec.x": "y",
         "note": "z",
     }
-    runtime.drop_internal(found)
+    runtime.drop_ours(found)
     assert found == {"dev.gvisor.spec.x": "y", "note": "z"}
 
 

@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.conditions import Condition, Status
-from schemas.names import CHECKPOINT, READY, STORAGE_REPLICATED
+from schemas.names import (
+    CHECKPOINT,
+    ORIGIN_NODE_ANNOTATION,
+    ORIGIN_POD_ANNOTATION,
+    READY,
+    STORAGE_REPLICATED,
+    TRIGGER_TYPE_ANNOTATION,
+)
+from schemas.policy import TriggerType
 from schemas.snapshot import CaptureRecord, ControlRecord, Snapshot
 from statemachine.snapshot import (
     CONDITIONS,
@@ -32,9 +40,15 @@ NOW = "2026-01-01T12:00:00.000000Z"
 CLAIMED = CaptureRecord(node="node-1", attempt=1, claimed_at="2026-01-01T10:00:00.000000Z")
 
 
-def waiting() -> Snapshot:
+def waiting(trigger: str = "manual") -> Snapshot:
     """Return a snapshot that nobody claimed."""
-    return replace(snapshot(), capture=None, conditions={})
+    found = replace(snapshot(), capture=None, conditions={})
+    annotations = {
+        TRIGGER_TYPE_ANNOTATION: trigger,
+        ORIGIN_POD_ANNOTATION: "web-0",
+        ORIGIN_NODE_ANNOTATION: "node-1",
+    }
+    return replace(found, metadata=replace(found.metadata, annotations=annotations))
 
 
 def claimed() -> Snapshot:
@@ -64,19 +78,31 @@ def deleting(source: Snapshot) -> Snapshot:
     return replace(source, metadata=replace(source.metadata, deletion_timestamp="2026"))
 
 
-def quarantined(source: Snapshot) -> Snapshot:
-    """Return a snapshot that the controller took out of use."""
-    return replace(source, control=ControlRecord(quarantine="three restores failed"))
+def failed_to_restore(*reasons: str) -> Snapshot:
+    """Return a stored snapshot from which so many Pods could not be restored."""
+    return replace(stored(), failures={f"uid-{n}": text for n, text in enumerate(reasons)})
 
 
 F = SnapshotFacts
 ROWS: dict[str, tuple[SnapshotFacts, State, tuple[Effect, ...], str]] = {
     "nobody claimed it": (F(waiting()), State.PENDING, (), "waits for the agent on node"),
     "the workload has not asked": (
-        F(waiting(), is_automatic=True),
+        F(waiting("workload")),
         State.PENDING,
         (),
         "waits until the workload writes 1 to /proc/gvisor/checkpoint",
+    ),
+    "nobody claimed a Pod that became Ready": (
+        F(waiting("readinessProbe")),
+        State.PENDING,
+        (),
+        "waits for the agent on node node-1; Pod web-0 became Ready",
+    ),
+    "nobody claimed a Pod that is deleted": (
+        F(waiting("onDelete")),
+        State.PENDING,
+        (),
+        "waits for the agent on node node-1; Pod web-0 is being deleted",
     ),
     "storage is not there": (F(waiting(), waiting_for="no bucket"), State.PENDING, (), "no bucket"),
     "its agent is away before the claim": (F(waiting(), agent_alive=False), State.PENDING, (), ""),
@@ -97,9 +123,26 @@ ROWS: dict[str, tuple[SnapshotFacts, State, tuple[Effect, ...], str]] = {
         F(replace(stored(), damage="pages.img")),
         State.OBSOLETE,
         (),
-        "quarantined: pages.img",
+        "quarantined: its bytes are damaged: pages.img",
     ),
-    "it was quarantined": (F(quarantined(stored())), State.OBSOLETE, (), "three restores failed"),
+    "two Pods could not be restored from it": (
+        F(failed_to_restore("no", "no")),
+        State.AVAILABLE,
+        (),
+        "",
+    ),
+    "three Pods could not be restored from it": (
+        F(failed_to_restore("bad fd", "bad fd", "bad fd")),
+        State.OBSOLETE,
+        (),
+        "quarantined: 3 restores failed: bad fd",
+    ),
+    "four Pods could not be restored from it, for two reasons": (
+        F(failed_to_restore("b", "a", "b", "a")),
+        State.OBSOLETE,
+        (),
+        "quarantined: 4 restores failed: a; b",
+    ),
     "its save ended": (F(failed()), State.FAILED, (), "RunscFailed: runsc checkpoint: exit status"),
     "its save ended and the policy is gone": (
         F(failed(), policy_exists=False),
@@ -123,10 +166,22 @@ ROWS: dict[str, tuple[SnapshotFacts, State, tuple[Effect, ...], str]] = {
         F(waiting(), origin_alive=False),
         State.FAILED,
         (Effect.ABANDON,),
-        "the Pod is gone",
+        "Pod web-0 ended or was replaced before node node-1 began to save it; nothing was saved",
+    ),
+    "the Pod that became Ready left before the claim": (
+        F(waiting("readinessProbe"), origin_alive=False),
+        State.FAILED,
+        (Effect.ABANDON,),
+        "ended or was replaced",
+    ),
+    "the deleted Pod left before the claim": (
+        F(waiting("onDelete"), origin_alive=False),
+        State.FAILED,
+        (Effect.ABANDON,),
+        "ended or was replaced",
     ),
     "the Pod left before the claim of a workload's save": (
-        F(waiting(), origin_alive=False, is_automatic=True),
+        F(waiting("workload"), origin_alive=False),
         State.PENDING,
         (),
         "",
@@ -253,7 +308,6 @@ class World:
     policy_exists: bool = True
     origin_alive: bool = True
     agent_alive: bool = True
-    is_automatic: bool = False
     bytes_remain: bool = False
 
     def facts(self) -> SnapshotFacts:
@@ -263,7 +317,6 @@ class World:
             policy_exists=self.policy_exists,
             origin_alive=self.origin_alive,
             agent_alive=self.agent_alive,
-            is_automatic=self.is_automatic,
             bytes_remain=self.bytes_remain,
         )
 
@@ -311,6 +364,17 @@ def _damage(w: World) -> World:
     return replace(w, snapshot=replace(w.snapshot, damage="pages.img"))
 
 
+def _fail_to_restore(w: World) -> World:
+    if STORAGE_REPLICATED not in w.snapshot.conditions:
+        return w
+    failures = {**w.snapshot.failures, f"uid-{len(w.snapshot.failures)}": "bad fd"}
+    return replace(w, snapshot=replace(w.snapshot, failures=failures))
+
+
+def _lift(w: World) -> World:
+    return replace(w, snapshot=replace(w.snapshot, failures={}, damage=""))
+
+
 MOVES: dict[str, Move] = {
     "claim": _claim,
     "checkpoint": lambda w: _reached(w, CHECKPOINT, after=None),
@@ -318,6 +382,8 @@ MOVES: dict[str, Move] = {
     "fail": _fail,
     "give up the claim": _give_up_the_claim,
     "damage": _damage,
+    "fail to restore": _fail_to_restore,
+    "lift the quarantine": _lift,
     "policy goes": lambda w: replace(w, policy_exists=False),
     "policy comes": lambda w: replace(w, policy_exists=True),
     "Pod goes": lambda w: replace(w, origin_alive=False),
@@ -343,15 +409,15 @@ def _reconcile(w: World) -> tuple[World, Step]:
 
 @settings(max_examples=400)
 @given(
-    is_automatic=st.booleans(),
+    trigger=st.sampled_from(TriggerType),
     moves=st.lists(st.tuples(st.sampled_from(sorted(MOVES)), st.booleans()), max_size=25),
 )
 def test_no_life_reaches_an_impossible_change(
-    is_automatic: bool,  # noqa: FBT001 - Hypothesis passes by name
+    trigger: TriggerType,
     moves: list[tuple[str, bool]],
 ) -> None:
     """Whatever happens, in whatever order, and however often the controller sleeps through it."""
-    world = World(waiting(), is_automatic=is_automatic)
+    world = World(waiting(trigger))
     world, _ = _reconcile(world)
     terminal = False
     for move, controller_is_awake in moves:
