@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_S: Final = 10.0
 _SCAN_S: Final = 20.0
+_ATTEMPT_LOOK_S: Final = 3.0
 _SYNC_LOOK_S: Final = 0.2
 _RECORD_LOOKS: Final = 100
 _RECORD_LOOK_S: Final = 0.02
@@ -278,7 +279,13 @@ class Agent:
                     self._scan()
                 except Exception:
                     log.exception("the periodic scan failed")
-            self._clock.wait(self._stopped, _SCAN_S if synced else _SYNC_LOOK_S)
+            self._clock.wait(self._stopped, self._scan_pause_s() if synced else _SYNC_LOOK_S)
+
+    def _scan_pause_s(self) -> float:
+        """A restored Pod that may not do well is looked at more often."""
+        attempts = self._settings.attempts_dir
+        watched = attempts.is_dir() and any(attempts.iterdir())
+        return _ATTEMPT_LOOK_S if watched else _SCAN_S
 
     def _scan(self) -> None:
         """Catch up on what happened while the agent was away, and remove what nobody owns."""

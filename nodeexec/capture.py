@@ -364,7 +364,7 @@ class Capturer:
         memory_bytes = self.memory_bytes(job.sandbox)
         limit_s = job.limit_s or _DEADLINE_FLOOR_S + memory_bytes / _SLOWEST_BYTES_PER_S
         if job.rootfs_only:
-            for name in job.pod.running_names:
+            for name in job.pod.writable_names:
                 file = directory / f"{name}.tar"
                 process = self.runsc.tar_rootfs(job.pod.container_ids[name], file)
                 self._finish(process, directory, limit_s)
@@ -390,7 +390,7 @@ class Capturer:
     def _inspected(self, directory: Path, job: CaptureJob) -> ImageInfo:
         try:
             if job.rootfs_only:
-                return inspect_files(directory, job.pod.running_names)
+                return inspect_files(directory, job.pod.writable_names)
             info = inspect(directory)
         except ImageError as error:
             shutil.rmtree(directory, ignore_errors=True)

@@ -493,7 +493,8 @@ def create_governed(
         annotations[f"{INTERNAL}checkpoint.enable"] = "true"
     if restore and restore.get("rootfs_only"):
         files = os.path.join(restore["image_dir"], f"{name}.tar")
-        if os.path.exists(files):
+        # runsc refuses files for a root file system that is read-only in this Pod.
+        if os.path.exists(files) and not spec["root"].get("readonly"):
             annotations[f"{ROOTFS_TAR}rootfs.upper.{name}"] = files
             allow_rootfs_tar(call)
     set_oom_constant(bundle, spec)

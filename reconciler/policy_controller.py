@@ -120,12 +120,19 @@ class PolicyController:
         self.client.create_once(POD_SNAPSHOTS, body, field_manager=CONTROLLER_MANAGER)
 
     def _condition(self, policy: Policy) -> Condition:
+        namespace = policy.metadata.namespace
         return review(
             PolicyFacts(
                 policy=policy,
                 storage=self.cache.storage_of(policy),
-                pods=self.cache.pods.store.items(),
-                policies=self.cache.policies.store.items(),
+                pods=[
+                    p for p in self.cache.pods.store.items() if p.metadata.namespace == namespace
+                ],
+                policies=[
+                    p
+                    for p in self.cache.policies.store.items()
+                    if p.metadata.namespace == namespace
+                ],
                 snapshots=self.cache.snapshots.store.items(),
                 gvisor_classes=self.cache.gvisor_classes(),
                 nodes=self.cache.compatibilities(),

@@ -89,7 +89,7 @@ class SnapshotController:
             self._delete_object(snapshot)
             return None
         if Effect.ABANDON in outcome.effects:
-            self._abandon(snapshot, outcome)
+            self._abandon(snapshot, outcome, _LOST if facts.origin_alive else _POD_GONE)
             return 0.0
         self._write(snapshot, outcome)
         if outcome.state is State.PENDING and CHECKPOINT not in snapshot.conditions:
@@ -202,9 +202,9 @@ class SnapshotController:
         except (NotFound, Conflict):
             return
 
-    def _abandon(self, snapshot: Snapshot, outcome: Step) -> None:
+    def _abandon(self, snapshot: Snapshot, outcome: Step, reason: str) -> None:
         """Take the save away from a node that is lost; its next apply gets a conflict."""
-        lost = Failure(_LOST if snapshot.capture else _POD_GONE, outcome.message)
+        lost = Failure(_LOST if snapshot.capture else reason, outcome.message)
         record = replace(snapshot.capture or CaptureRecord(node=_NOBODY), failure=lost)
         # Only the state that was judged is taken away; its bytes go once that is written.
         self._apply(

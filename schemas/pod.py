@@ -70,6 +70,15 @@ class Pod:
         return self.phase in {"Succeeded", "Failed"}
 
     @property
+    def writable_names(self) -> tuple[str, ...]:
+        """Names of the containers that can change their root file system."""
+        return tuple(
+            c["name"]
+            for c in self.running_containers
+            if not (c.get("securityContext") or {}).get("readOnlyRootFilesystem")
+        )
+
+    @property
     def is_evicted_by_kubelet(self) -> bool:
         """Whether the kubelet ends the Pod because its node runs out of something."""
         target = self.conditions.get("DisruptionTarget")

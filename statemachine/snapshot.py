@@ -103,8 +103,11 @@ def _failed(facts: SnapshotFacts) -> Step:
 
 
 def _node_lost(facts: SnapshotFacts) -> Step:
-    node = facts.snapshot.capture.node if facts.snapshot.capture else facts.snapshot.origin_node
-    text = f"the save on node {node} was lost: its agent is gone"
+    capture = facts.snapshot.capture
+    if capture is None:
+        text = f"node {facts.snapshot.origin_node} has no agent that lives; nothing was saved"
+    else:
+        text = f"the save on node {capture.node} was lost: its agent is gone"
     return Step(State.FAILED, text, (Effect.ABANDON,))
 
 
@@ -167,6 +170,7 @@ RULES: Final[tuple[Rule, ...]] = (
     ),
     # What waits for a workload can be filled by another Pod; every other save is of one Pod.
     (lambda f: not f.snapshot.awaits_workload and not f.origin_alive, _pod_lost),
+    (lambda f: not f.snapshot.awaits_workload and not f.agent_alive, _node_lost),
     (lambda _: True, _pending),
 )
 

@@ -105,7 +105,6 @@ ROWS: dict[str, tuple[SnapshotFacts, State, tuple[Effect, ...], str]] = {
         "waits for the agent on node node-1; Pod web-0 is being deleted",
     ),
     "storage is not there": (F(waiting(), waiting_for="no bucket"), State.PENDING, (), "no bucket"),
-    "its agent is away before the claim": (F(waiting(), agent_alive=False), State.PENDING, (), ""),
     "a node saves it": (F(claimed()), State.CHECKPOINTING, (), "is being saved"),
     "the Pod left during the save, the agent will tell": (
         F(claimed(), origin_alive=False),
@@ -161,6 +160,18 @@ ROWS: dict[str, tuple[SnapshotFacts, State, tuple[Effect, ...], str]] = {
         State.FAILED,
         (Effect.ABANDON,),
         "its agent is gone",
+    ),
+    "nobody lives on the node that should save": (
+        F(waiting(), agent_alive=False),
+        State.FAILED,
+        (Effect.ABANDON,),
+        "node node-1 has no agent that lives; nothing was saved",
+    ),
+    "a workload's save is claimed by whichever node's Pod asks": (
+        F(waiting("workload"), agent_alive=False),
+        State.PENDING,
+        (),
+        "waits until the workload",
     ),
     "the Pod left before the claim of a manual save": (
         F(waiting(), origin_alive=False),
