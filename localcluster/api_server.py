@@ -64,18 +64,22 @@ class ApiServer:
         )
         answer.raise_for_status()
 
-    def token(self, namespace: str, account: str, *, valid_s: int) -> str:
-        """Return a new token of a service account.
+    def token(self, namespace: str, account: str, *, valid_s: int, node: str = "") -> str:
+        """Return a new token of a service account; with ``node`` it names it, and ends with it.
 
         Raises:
-            requests.RequestException: there is no such account, or the server cannot be reached.
+            requests.RequestException: there is no such account or node, or the server cannot be
+                reached.
         """
+        spec: dict[str, Any] = {"expirationSeconds": valid_s}
+        if node:
+            spec["boundObjectRef"] = {"apiVersion": "v1", "kind": "Node", "name": node}
         answer = self._session.post(
             f"{self.server}/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token",
             json={
                 "apiVersion": "authentication.k8s.io/v1",
                 "kind": "TokenRequest",
-                "spec": {"expirationSeconds": valid_s},
+                "spec": spec,
             },
             timeout=_LIMIT_S,
         )

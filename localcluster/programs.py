@@ -2,8 +2,8 @@
 """podsnap's own programs on the local cluster: kinds, rights, identities, processes.
 
 They run as they would on any cluster: each under its own service account, never as administrator.
-The trap: their tokens end after a year, so every ``up`` writes new ones; the programs read the
-token's file, not a copy.
+The trap: their tokens end after a year, and an agent's, which is bound to its Node, with that
+object; so every ``up`` writes new ones. The programs read the token's file, not a copy.
 """
 
 import sys
@@ -29,7 +29,7 @@ _PROBE_LIMIT_S = 2.0
 
 
 def manifests() -> list[Path]:
-    """Return what is applied: the kinds first, then the rights."""
+    """Return what is applied: the kinds first, then who may do what with them."""
     kinds = sorted((REPOSITORY / "schemas" / "crds").glob("*.yaml"))
     return [*kinds, *sorted((REPOSITORY / "deploy").glob("*.yaml"))]
 
@@ -55,7 +55,7 @@ def start(cluster: "LocalCluster", api: "ApiServer") -> None:
     control.ensure(_controller(cluster, api))
     for node, machine in zip(cluster.nodes, workers, strict=True):
         node.write_agent_settings(
-            kubeconfig=_identity(cluster, api, names.AGENT_SERVICE_ACCOUNT),
+            kubeconfig=_identity(cluster, api, names.AGENT_SERVICE_ACCOUNT, node=node.name),
             buckets=cluster.buckets,
             cluster_id=cluster.id,
         )
@@ -89,19 +89,20 @@ def _controller(cluster: "LocalCluster", api: "ApiServer") -> Component:
     return Component(name="controller", argv=(*program, *flags), env=ENVIRONMENT)
 
 
-def _identity(cluster: "LocalCluster", api: "ApiServer", account: str) -> Path:
-    """Return the kubeconfig of a service account, with a new token."""
+def _identity(cluster: "LocalCluster", api: "ApiServer", account: str, *, node: str = "") -> Path:
+    """Return the kubeconfig of a service account, on a node, with a new token."""
     from localcluster.cluster import ClusterError
 
     try:
-        token = api.token(names.SYSTEM_NAMESPACE, account, valid_s=_TOKEN_VALID_S)
+        token = api.token(names.SYSTEM_NAMESPACE, account, valid_s=_TOKEN_VALID_S, node=node)
     except requests.RequestException as error:
         raise ClusterError(
             f"no token for the service account {names.SYSTEM_NAMESPACE}/{account} ({error}); "
             "it should come from deploy/*.yaml: is that folder complete?"
         ) from error
     server = cluster.control_plane.server
-    return cluster.authority.token_kubeconfig(account, server=server, token=token)
+    file = f"{account}-{node}" if node else account
+    return cluster.authority.token_kubeconfig(file, server=server, token=token)
 
 
 def _is_ready(address: str) -> bool:

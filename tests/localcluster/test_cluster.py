@@ -180,13 +180,15 @@ def test_pods_of_two_nodes_reach_each_other(cluster: LocalCluster, eventually: E
 def test_podsnaps_programs_have_their_own_identities_and_survive_sigkill(
     cluster: LocalCluster, eventually: Eventually
 ) -> None:
-    """Controller and agent run as service accounts, never as administrators."""
+    """They run as service accounts, never as administrators; an agent's names its node too."""
     cluster.up()
-    for program, machine in (("controller", "control-plane"), ("agent", "node1")):
-        kubeconfig = cluster.authority.directory / f"podsnap-{program}.kubeconfig"
-        form = "jsonpath={.status.userInfo.username}"
+    node_name = "{.status.userInfo.extra['authentication\\.kubernetes\\.io/node-name'][0]}"
+    form = "jsonpath={.status.userInfo.username} " + node_name
+    for program, machine, at in (("controller", "control-plane", ""), ("agent", "node1", "node1")):
+        file = f"podsnap-{program}-{at}" if at else f"podsnap-{program}"
+        kubeconfig = cluster.authority.directory / f"{file}.kubeconfig"
         who = cluster.kubectl("auth", "whoami", f"--kubeconfig={kubeconfig}", "-o", form)
-        assert who == f"system:serviceaccount:podsnap-system:podsnap-{program}"
+        assert who == f"system:serviceaccount:podsnap-system:podsnap-{program} {at}"
         component = cluster.component(machine, program)
         first = component.status().pid
         component.kill()
