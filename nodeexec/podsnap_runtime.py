@@ -34,6 +34,7 @@ MESSAGE_LIMIT = 1024
 INTERNAL = "dev.gvisor.internal."
 ROOTFS_TAR = "dev.gvisor.tar."
 OURS = (INTERNAL, ROOTFS_TAR)
+GVISOR = "dev.gvisor."
 SANDBOX_MARK = b'"io.kubernetes.cri.container-type":"sandbox"'
 SANDBOX_ID_MARK = b'"io.kubernetes.cri.sandbox-id":"'
 
@@ -365,26 +366,35 @@ def create(call: Call) -> "int | None":
     decision = decision_for(bundle, raw)
     if decision is not None:
         return create_governed(call, bundle, raw, decision)
-    if any(prefix.encode() in raw for prefix in OURS):
+    if GVISOR.encode() in raw:
         spec = parse(raw)
-        drop_ours(spec.get("annotations") or {})
+        drop_steering(call, spec)
         store(os.path.join(bundle, CONFIG), spec)
     return None
 
 
-def drop_ours(annotations: "dict[str, str]") -> None:
-    """Remove what only we may set: these make runsc read and write the node's files as root."""
-    for key in [k for k in annotations if k.startswith(OURS)]:
-        del annotations[key]
+def drop_steering(call: Call, spec: "dict[str, Any]") -> None:
+    """Remove what only we may set, and every path of the node that is not the Pod's anyway.
+
+    These make runsc read and write the node's files as root.
+    """
+    annotations = spec.get("annotations") or {}
+    volumes = os.path.join(call.settings["kubelet_root"], "pods", "")
+    mounted = {mount.get("source") for mount in spec.get("mounts") or ()}
+    for key, value in list(annotations.items()):
+        path = value.startswith("/") and value not in mounted and os.path.normpath(value)
+        foreign = path and key.startswith(GVISOR) and not path.startswith(volumes)
+        if foreign or key.startswith(OURS):
+            del annotations[key]
 
 
 def create_sandbox(call: Call, bundle: str, raw: bytes) -> None:
     """Make the sandbox's spec comparable between Pods, and decide whether it restores."""
     spec = parse(raw)
     annotations = spec.setdefault("annotations", {})
-    drop_ours(annotations)
     # The shim's value holds the Pod's UID, and runsc compares it; the same cgroup by other means.
     parent = annotations.pop("dev.gvisor.spec.cgroup-parent", "")
+    drop_steering(call, spec)
     if parent:
         spec.setdefault("linux", {})["cgroupsPath"] = parent
     pod = pod_of(annotations)
@@ -482,7 +492,7 @@ def create_governed(
     """Prepare an application container; on a restore make sure it runs the saved image."""
     spec = parse(raw)
     annotations = spec.setdefault("annotations", {})
-    drop_ours(annotations)
+    drop_steering(call, spec)
     name = annotations.get("io.kubernetes.cri.container-name", "")
     restore = decision["restore"]
     if not is_restoring(call, decision, sandbox_bundle(bundle, raw)):

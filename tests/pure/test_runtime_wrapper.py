@@ -180,16 +180,29 @@ def test_an_agent_that_hangs_while_it_fetches_costs_what_it_asked_for(
 # -- specs
 
 
-def test_only_our_own_internal_annotations_survive() -> None:
-    """With them a user could have files written as root."""
-    found = {
-        "dev.gvisor.internal.checkpoint.path": "/etc",
-        "dev.gvisor.internal.": "x",
-        "dev.gvisor.spec.x": "y",
-        "note": "z",
-    }
-    runtime.drop_ours(found)
-    assert found == {"dev.gvisor.spec.x": "y", "note": "z"}
+@pytest.mark.parametrize(
+    ("key", "value", "stays"),
+    [
+        ("dev.gvisor.internal.checkpoint.path", "/etc", False),
+        ("dev.gvisor.internal.", "x", False),
+        ("dev.gvisor.tar.rootfs.upper.main", "relative.tar", False),
+        ("dev.gvisor.spec.mount.data.source", "/etc", False),
+        ("dev.gvisor.spec.mount.data.source", "{pods}/../../etc", False),
+        ("dev.gvisor.spec.rootfs.source", "/dev/sda", False),
+        ("dev.gvisor.spec.mount.data.source", "{pods}/uid/volumes/x", True),
+        ("dev.gvisor.spec.mount.gvisorinternaldevshm.source", "/run/shm/1", True),
+        ("dev.gvisor.spec.mount.data.type", "tmpfs", True),
+        ("note", "/etc", True),
+    ],
+)
+def test_no_annotation_steers_runsc_to_files_of_the_node(
+    settings: dict[str, str], key: str, value: str, *, stays: bool
+) -> None:
+    """Else a user could have files of the node read or written as root."""
+    found = {key: value.format(pods=settings["kubelet_root"] + "/pods")}
+    spec = {"annotations": found, "mounts": [{"source": "/run/shm/1"}]}
+    runtime.drop_steering(runtime.Call(["create"], settings), spec)
+    assert (key in found) is stays
 
 
 _HOSTILE = st.one_of(
