@@ -258,10 +258,10 @@ class Agent:
 
     def _workload_saved(self, sandbox: PreparedSandbox) -> None:
         log.info("the workload of Pod %s/%s saved itself", sandbox.namespace, sandbox.pod_name)
-        self._queue_waiting()
+        self._queue_unfinished()
 
-    def _queue_waiting(self) -> None:
-        for key in self._saves.waiting_for_workloads():
+    def _queue_unfinished(self) -> None:
+        for key in self._saves.unfinished():
             self._queue.add(key)
 
     def _workload_failed(self, sandbox: PreparedSandbox, why: str) -> None:
@@ -302,8 +302,7 @@ class Agent:
         self._locks.keep_only(alive)
         self._saves.drop_unwanted_workload_saves(self._clock.now().timestamp())
         self._parting.forget_all_but({p.metadata.uid for p in self._view.pods.store.items()})
-        self._saves.forget_all_but({s.metadata.uid for s in self._view.snapshots.store.items()})
-        self._queue_waiting()
+        self._queue_unfinished()
 
     # -- small things
 

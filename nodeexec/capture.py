@@ -101,6 +101,11 @@ class Capturer:
     clock: Clock
     is_gone: Callable[[Snapshot], bool]
 
+    def remove_staging(self, snapshot: Snapshot) -> None:
+        """Remove every attempt's directory of a snapshot."""
+        for directory in self.staging.glob(f"{snapshot.metadata.uid}-*"):
+            shutil.rmtree(directory, ignore_errors=True)
+
     def directory(self, snapshot: Snapshot, attempt: int) -> Path:
         """Return the staging directory of one attempt."""
         return self.staging / f"{snapshot.metadata.uid}-{attempt}"
@@ -187,11 +192,15 @@ class Capturer:
             image_ids=job.image_ids,
             rootfs_only=job.rootfs_only,
         )
-        # Any node may claim a workload's snapshot; the others are addressed to this node alone.
-        contended = job.snapshot.awaits_workload
+        message = f"being saved on node {self.node}"
         claimed = self._write(
-            lambda: self.status.claim(job.snapshot, record, contended=contended), of=job.snapshot
+            lambda: self.status.write(job.snapshot, record, State.CHECKPOINTING, message),
+            of=job.snapshot,
         )
+        # Only now is it certain that no save of ours goes on: clear what an earlier one left.
+        if job.sandbox.paused_note.exists():
+            self.stopper.resume(job.sandbox)
+        self.remove_staging(job.snapshot)
         return claimed, record
 
     def _sealed(

@@ -2,9 +2,9 @@
 """What the saving node writes on a PodSnapshot.
 
 One server-side apply holds all of this manager's fields, every time, because what an apply leaves
-out is removed. The claim alone carries the resourceVersion that was read: of two nodes that want
-the same save, one gets a conflict. Later applies carry the UID, so a deleted object stays deleted,
-and are never forced: a controller that took the fields away makes the late agent stop.
+out is removed. Each write names the record that it follows: if the object holds another one by
+then, the cache was old, another node was first, or the controller took the save away. Either way
+the writer stops and looks anew. Applies carry the UID, so a deleted object stays deleted.
 """
 
 from dataclasses import replace
@@ -27,39 +27,15 @@ class CaptureStatus:
         self._client = client
         self._clock = clock
 
-    def claim(self, snapshot: Snapshot, record: CaptureRecord, *, contended: bool) -> Snapshot:
-        """Take the save for this node; ``contended`` if other nodes may want it too.
-
-        Raises:
-            Conflict: somebody else changed the object since it was read; look again.
-            NotFound: the object is gone.
-        """
-        message = f"being saved on node {record.node}"
-        return self._apply(snapshot, record, State.CHECKPOINTING, message, lock=contended)
-
     def write(
         self, snapshot: Snapshot, record: CaptureRecord, state: State, message: str
     ) -> Snapshot:
-        """Write progress. Returns the object as it is now.
+        """Write a record after the one that ``snapshot`` holds; returns the object as it is now.
 
         Raises:
-            Conflict: the controller took the save away from this node; stop.
+            Conflict: the object holds another record; look at it anew.
             NotFound: the object is gone; stop.
         """
-        return self._apply(snapshot, record, state, message, lock=False)
-
-    def _apply(
-        self,
-        snapshot: Snapshot,
-        record: CaptureRecord,
-        state: State,
-        message: str,
-        *,
-        lock: bool,
-    ) -> Snapshot:
-        metadata = snapshot.metadata.identity()
-        if lock:
-            metadata["resourceVersion"] = snapshot.metadata.resource_version
         status: dict[str, Any] = {
             "conditions": render_conditions(
                 capture_conditions(state, message),
@@ -71,16 +47,27 @@ class CaptureStatus:
         }
         if record.location is not None:
             status["storageStatus"] = {"gcs": {"observedGCSPath": record.location.url}}
+        before = _stage(snapshot)
         applied = self._client.apply(
             POD_SNAPSHOTS,
             {
                 "apiVersion": API_VERSION,
                 "kind": "PodSnapshot",
-                "metadata": metadata,
+                "metadata": snapshot.metadata.identity(),
                 "status": status,
             },
             field_manager=CAPTURE_MANAGER,
             subresource="status",
+            unless=lambda live: _stage(Snapshot.parse(live)) != before,
         )
         written = Snapshot.parse(applied)
         return replace(written, capture=record)
+
+
+def _stage(snapshot: Snapshot) -> tuple[str, ...]:
+    """Return what tells one record of a save from the next."""
+    record = snapshot.capture
+    if record is None:
+        return ()
+    failed = record.failure.reason if record.failure else ""
+    return (record.node, record.claimed_at, record.sealed_at, record.uploaded_at, failed)

@@ -89,6 +89,21 @@ class ClusterView(ReflectorSet):
             return None
         return live if live.metadata.uid == uid else None
 
+    def live_snapshot(self, known: Snapshot) -> Snapshot | None:
+        """Return a snapshot as the API server has it now, ``None`` if it is gone.
+
+        Raises:
+            ApiError: the API server did not answer.
+        """
+        try:
+            raw = self._client.get(
+                POD_SNAPSHOTS, known.metadata.name, namespace=known.metadata.namespace
+            )
+        except NotFound:
+            return None
+        live = Snapshot.parse(raw)
+        return live if live.metadata.uid == known.metadata.uid else None
+
     def policy_of(self, pod: Pod) -> Policy | None:
         """Return the policy that governs a Pod."""
         return governing_policy(pod, self.policies.store.items())

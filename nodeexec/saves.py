@@ -4,6 +4,10 @@
 Level-triggered: a key says "look at this snapshot", never "do this". What an earlier process began
 is recognised by the record on the snapshot and the files on disk, and is finished or dropped; so
 the agent may be killed at any line.
+
+The trap: the watch lags behind our own writes, and an old view of a save in progress looks like one
+that a crash cut short. So a claim fails if the record is another one by then, and nothing is taken
+up again before a live look.
 """
 
 import functools
@@ -44,8 +48,7 @@ _STORAGE_RETRY_S: Final = 5.0
 _IMAGE_ID_RETRY_S: Final = 0.5
 _SYNC_LOOK_S: Final = 0.2
 _UNWANTED_AFTER_S: Final = 60.0
-# Longer than a watch takes to show what was just written.
-_CACHE_LAG_S: Final = 5.0
+_LOOK_AGAIN_S: Final = 1.0
 
 
 class SandboxLocks:
@@ -81,8 +84,8 @@ class NodeSaves:
     metrics: AgentMetrics
     locks: SandboxLocks
     open_store: Callable[[Location], ObjectStore]
-    # What this process took on: the watch may not show it yet, and it must not look like a crash.
-    _mine: dict[str, int] = field(default_factory=dict)
+    # Saves that go on outside of the queue, by UID of the snapshot.
+    _parting: set[str] = field(default_factory=set)
 
     def concern(self, snapshot: Snapshot) -> bool:
         """Whether this node may have something to do for a snapshot."""
@@ -91,13 +94,23 @@ class NodeSaves:
             return snapshot.capture.node == node
         return snapshot.origin_node == node or snapshot.awaits_workload
 
-    def waiting_for_workloads(self) -> list[Key]:
-        """Return the snapshots that a workload of this node might fill."""
+    def unfinished(self) -> list[Key]:
+        """Return what a workload of this node might fill, and what was begun here and not ended."""
         return [
             s.metadata.key
             for s in self.view.snapshots.store.items()
-            if s.capture is None and s.awaits_workload
+            if (s.awaits_workload if s.capture is None else self._is_open(s))
         ]
+
+    def _is_open(self, snapshot: Snapshot) -> bool:
+        """Whether this node has begun a save that has no end yet."""
+        capture = snapshot.capture
+        return (
+            capture is not None
+            and capture.node == self.settings.node_name
+            and capture.failure is None
+            and not _holds(snapshot, STORAGE_REPLICATED)
+        )
 
     def drop_unwanted_workload_saves(self, now_s: float) -> None:
         """Remove images that workloads of this node wrote after another node's was taken."""
@@ -115,40 +128,25 @@ class NodeSaves:
                 log.info("a save of Pod %s/%s is not needed", sandbox.namespace, sandbox.pod_name)
                 shutil.rmtree(directory, ignore_errors=True)
 
-    def forget_all_but(self, uids: set[str]) -> None:
-        """Forget snapshots that are gone."""
-        for gone in self._mine.keys() - uids:
-            self._mine.pop(gone, None)
-
     def reconcile(self, key: Key) -> float | None:
         """Bring one snapshot's save one step further; returns seconds until the next look."""
         if not self.view.is_synced():
             return _SYNC_LOOK_S  # half a view would judge a save by what has not arrived yet
         snapshot = self.view.snapshots.store.get(*key)
-        if snapshot is None:
+        if snapshot is None or snapshot.metadata.uid in self._parting:
             return None
         if snapshot.metadata.is_deleting:
-            self.remove_staging(snapshot)
+            self.capturer.remove_staging(snapshot)
             return None
         try:
-            capture = snapshot.capture
-            if capture is None:
+            if snapshot.capture is None:
                 return self._begin(snapshot)
-            if capture.node != self.settings.node_name or capture.failure is not None:
-                return None
-            return self._go_on(snapshot)
+            return self._go_on(snapshot) if self._is_open(snapshot) else None
         except StoppedError as stopped:
             log.info("%s", stopped)
-            # Looked at anew when the watch has caught up, like a save that a crash cut short.
-            self._mine.pop(snapshot.metadata.uid, None)
-            return _CACHE_LAG_S
-        except Exception:
-            self._mine.pop(snapshot.metadata.uid, None)
-            raise
+            return _LOOK_AGAIN_S
 
     def _begin(self, snapshot: Snapshot) -> float | None:
-        if snapshot.metadata.uid in self._mine:
-            return _CACHE_LAG_S  # the watch does not show yet what this process did
         if snapshot.awaits_workload:
             return self._adopt_workload_save(snapshot)
         if snapshot.trigger_type == TriggerType.ON_DELETE:
@@ -169,13 +167,11 @@ class NodeSaves:
         if refusal is not None or pod is None or sandbox is None:
             failure = refusal or Failure("PodGone", "the Pod to be saved is gone")
             self.capturer.refuse(snapshot, pod, failure)
-            self._mine[snapshot.metadata.uid] = attempt
             self._tell_failure(snapshot, failure, pod)
             return None
         job = self._job(snapshot, pod, sandbox, policy)
         if isinstance(job, float):
             return job
-        self._mine[snapshot.metadata.uid] = attempt
         with self.locks.of(sandbox.id), self.metrics.saving.track_inprogress():
             self._carry_through(snapshot, lambda: self.capturer.save(job, attempt=attempt), pod)
         return None
@@ -198,9 +194,14 @@ class NodeSaves:
             self._tell_failure(snapshot, failure, pod)
             return
         job = replace(job, limit_s=limit_s, on_written=on_written)
-        self._mine[snapshot.metadata.uid] = 1
-        with self.locks.of(sandbox.id), self.metrics.saving.track_inprogress():
-            self._carry_through(snapshot, lambda: self.capturer.save(job, attempt=1), pod)
+        self._parting.add(snapshot.metadata.uid)
+        try:
+            with self.locks.of(sandbox.id), self.metrics.saving.track_inprogress():
+                self._carry_through(snapshot, lambda: self.capturer.save(job, attempt=1), pod)
+        except StoppedError as stopped:
+            log.info("%s", stopped)
+        finally:
+            self._parting.discard(snapshot.metadata.uid)
 
     def resume_forgotten(self) -> None:
         """Let sandboxes go on that an earlier process paused for a save and died."""
@@ -219,12 +220,10 @@ class NodeSaves:
     def _is_sealed(self, pod_uid: str) -> bool:
         """Whether a save of a Pod is to be carried through, and its end with it."""
         return any(
-            s.capture is not None
+            self._is_open(s)
+            and s.capture is not None
             and s.capture.pod_uid == pod_uid
-            and s.capture.node == self.settings.node_name
-            and s.capture.failure is None
             and _holds(s, CHECKPOINT)
-            and not _holds(s, STORAGE_REPLICATED)
             for s in self.view.snapshots.store.items()
         )
 
@@ -328,7 +327,6 @@ class NodeSaves:
             job = self._job(snapshot, pod, sandbox, policy)
             if isinstance(job, float):
                 return job
-            self._mine[snapshot.metadata.uid] = 1
             self._carry_through(
                 snapshot,
                 functools.partial(self.capturer.adopt_workload_save, job, directory, attempt=1),
@@ -378,35 +376,29 @@ class NodeSaves:
         if pod is not None:
             self.reports.saved(pod, stored)
 
-    def _go_on(self, snapshot: Snapshot) -> float | None:
+    def _go_on(self, cached: Snapshot) -> float | None:
         """Finish what an earlier process of this node's agent began."""
-        capture = snapshot.capture
-        uid = snapshot.metadata.uid
-        if capture is None or uid in self._mine:
-            return None
-        if _holds(snapshot, STORAGE_REPLICATED):
+        snapshot = self.view.live_snapshot(cached)
+        capture = snapshot.capture if snapshot else None
+        if snapshot is None or capture is None or not self._is_open(snapshot):
             return None
         sandbox = sandbox_of_pod(self.settings.bundles_dir, capture.pod_uid)
-        held = sandbox is not None and sandbox.paused_note.exists()
         if _holds(snapshot, CHECKPOINT):
-            self._mine[uid] = capture.attempt
             pod = self.view.pod(snapshot.metadata.namespace, capture.pod_name, capture.pod_uid)
-            if held and sandbox is not None and pod is not None:
+            if sandbox is not None and pod is not None and sandbox.paused_note.exists():
                 self.capturer.stopper.stop(sandbox, pod)
             self._store_sealed(snapshot, pod)
             return None
-        if held and sandbox is not None:
-            self.capturer.stopper.resume(sandbox)
-        self.remove_staging(snapshot)
         once = {TriggerType.WORKLOAD, TriggerType.ON_DELETE}
-        if snapshot.trigger_type in once or capture.attempt >= MAX_ATTEMPTS:
-            restarted = Failure(
-                "AgentRestarted", "the agent was restarted while the Pod was being saved"
-            )
-            self.capturer.refuse(snapshot, None, restarted)
-            self._tell_failure(snapshot, restarted, None)
-            return None
-        return self._save(snapshot, attempt=capture.attempt + 1)
+        if snapshot.trigger_type not in once and capture.attempt < MAX_ATTEMPTS:
+            return self._save(snapshot, attempt=capture.attempt + 1)
+        restarted = Failure(
+            "AgentRestarted", "the agent was restarted while the Pod was being saved"
+        )
+        self.capturer.refuse(snapshot, None, restarted)
+        self.capturer.remove_staging(snapshot)
+        self._tell_failure(snapshot, restarted, None)
+        return None
 
     def _tell_failure(self, snapshot: Snapshot, failure: Failure, pod: Pod | None) -> None:
         log.warning("save %s failed: %s: %s", snapshot.metadata, failure.reason, failure.message)
@@ -418,11 +410,6 @@ class NodeSaves:
                 f"could not checkpoint the pod to PodSnapshot [{snapshot.metadata}]: "
                 f"{failure.reason}: {failure.message}",
             )
-
-    def remove_staging(self, snapshot: Snapshot) -> None:
-        """Remove every attempt's directory of a snapshot."""
-        for directory in self.settings.staging_dir.glob(f"{snapshot.metadata.uid}-*"):
-            shutil.rmtree(directory, ignore_errors=True)
 
 
 def _holds(snapshot: Snapshot, condition_type: str) -> bool:

@@ -5,7 +5,7 @@ Every write says who writes (the field manager), and every write that depends on
 so by UID or resourceVersion.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -175,14 +175,16 @@ class KubeClient:
         field_manager: str,
         subresource: str = "",
         force: bool = False,
+        unless: Callable[[dict[str, Any]], bool] | None = None,
     ) -> dict[str, Any]:
         """Apply on the server side.
 
-        What an earlier apply of this manager set and this one leaves out is removed.
+        What an earlier apply of this manager set and this one leaves out is removed. The status of
+        a custom kind is not written if ``unless`` holds for the object as it is by then.
 
         Raises:
-            Conflict: another manager has a field (without ``force``), or ``metadata.uid`` or
-                ``resourceVersion`` is not the object's.
+            Conflict: another manager has a field (without ``force``), ``metadata.uid`` or
+                ``resourceVersion`` is not the object's, or ``unless`` holds.
             NotFound: a subresource of an object that is gone.
         """
         metadata = body["metadata"]
@@ -201,6 +203,8 @@ class KubeClient:
                     f"{resource.kind} {metadata['name']} is another object by now: its UID is "
                     f"{live['metadata']['uid']}, not {metadata['uid']}"
                 )
+            if unless is not None and unless(live):
+                raise Conflict(f"{resource.kind} {metadata['name']} was changed meanwhile")
             version = live["metadata"]["resourceVersion"]
             pinned = {**body, "metadata": {**metadata, "resourceVersion": version}}
             try:
