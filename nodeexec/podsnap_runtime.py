@@ -123,7 +123,10 @@ class Call:
         return os.waitstatus_to_exitcode(status), text
 
     def last_error(self) -> str:
-        """Return the last error in runsc's log: its first line, never its stack trace."""
+        """Return the last error in runsc's log: its first line, never its stack trace.
+
+        runsc puts the container's whole command line in front of the reason; that goes too.
+        """
         import json
 
         text = ""
@@ -136,7 +139,9 @@ class Call:
                         continue
                     if entry.get("level") == "error":
                         text = entry.get("msg", "")
-        except OSError:
+            args = load(os.path.join(self.bundle, CONFIG))["process"]["args"]
+            text = text.replace(f" [{' '.join(args)}]", "")
+        except (OSError, ValueError, KeyError, TypeError):
             pass
         return next((t.strip()[:500] for t in text.splitlines() if t.strip()), "no message")
 

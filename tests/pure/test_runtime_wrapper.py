@@ -4,10 +4,13 @@
 import json
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -335,6 +338,24 @@ def test_a_pod_that_fell_back_says_so_at_its_next_sandbox(
     assert (questions[0]["cold"] is None) is (mark == "missing")
 
 
+def test_an_attempt_that_nobody_saw_do_well_means_cold(
+    settings: dict[str, str], tmp_path: Path
+) -> None:
+    """The note of a restore becomes that of a failure when the Pod needs another sandbox."""
+    call, _ = call_for(settings, tmp_path, raw_spec())
+    attempt = Path(runtime.attempt_mark(settings, "uid-1"))
+    attempt.parent.mkdir(parents=True)
+    note = {"snapshot": "s", "reason": "the sandbox ended"}
+    attempt.write_text(json.dumps(note), encoding="utf-8")
+
+    with agent(settings["agent_socket"], says(b"{}\n")) as questions:
+        runtime.create(call)
+
+    assert questions[0]["cold"] == note
+    assert not attempt.exists()
+    assert Path(runtime.cold_mark(settings, "uid-1")).exists()
+
+
 def test_an_ordinary_container_is_left_byte_for_byte(
     settings: dict[str, str], tmp_path: Path
 ) -> None:
@@ -396,3 +417,202 @@ def test_a_stored_file_is_replaced_at_once(tmp_path: Path) -> None:
         assert runtime.load(str(path)) == tree
     assert list(tmp_path.iterdir()) == [path]
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+# -- whole calls, with a program in runsc's place that notes how it was called
+
+
+@dataclass(frozen=True)
+class Node:
+    """The wrapper as it is installed, a governed sandbox and a container in it."""
+
+    program: Path
+    calls: Path
+    sandbox: Path
+    container: Path
+    socket: str
+
+    def call(self, *words: str, bundle: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Call the wrapper as the shim does."""
+        log = (bundle or self.container) / "log.json"
+        argv = [sys.executable, "-IS", str(self.program), "--root=/run/runsc", f"--log={log}"]
+        return subprocess.run(
+            [*argv, *words], capture_output=True, text=True, check=False, timeout=20
+        )
+
+    def runsc_calls(self) -> list[str]:
+        """Return the subcommands that reached runsc, with what follows them."""
+        lines = self.calls.read_text(encoding="utf-8").splitlines() if self.calls.exists() else []
+        return [" ".join(w for w in line.split() if not w.startswith("--")) for line in lines]
+
+    def decide(self, **changes: Any) -> None:  # noqa: ANN401 - parts of the record
+        """Record a decision for the sandbox."""
+        record = {
+            "version": 1,
+            "pod": {"namespace": "shop", "name": "web-0", "uid": "uid-1"},
+            "sandbox": SANDBOX_ID,
+            "policy": "web",
+            "enable": False,
+            "stop": False,
+            "workload_dir": "",
+            "restore": None,
+            **changes,
+        }
+        runtime.store(str(self.sandbox / runtime.DECISION), record)
+
+
+@pytest.fixture
+def node(settings: dict[str, str], tmp_path: Path) -> Node:
+    """Install the wrapper; the program in runsc's place says that what it waits for was killed."""
+    calls = tmp_path / "calls"
+    runsc = tmp_path / "runsc"
+    said = '{"id":"app","exitStatus":137}'
+    runsc.write_text(f"#!/bin/sh\necho \"$@\" >> {calls}\necho '{said}'\n", encoding="utf-8")
+    runsc.chmod(0o700)
+    program = tmp_path / "podsnap-runtime"
+    shutil.copy(runtime.__file__, program)
+    lines = [f"{k}={v}" for k, v in {**settings, "runsc": str(runsc)}.items()]
+    (tmp_path / "podsnap-runtime.conf").write_text("\n".join(lines), encoding="utf-8")
+    sandbox, container = tmp_path / SANDBOX_ID, tmp_path / "app"
+    named = annotations("container", **{f"{CRI}container-name": "prepare"})
+    for bundle, found in ((sandbox, annotations()), (container, named)):
+        bundle.mkdir()
+        (bundle / "config.json").write_bytes(raw_spec(annotations=found))
+    made = Node(program, calls, sandbox, container, settings["agent_socket"])
+    made.decide()
+    return made
+
+
+RESTORE = {"snapshot": "s", "image_dir": "/i", "image_ids": {"main": "sha256:1"}}
+
+
+def test_a_restored_pods_init_container_is_answered_for(node: Node, tmp_path: Path) -> None:
+    """Runsc never hears of it; the kubelet sees it made, started and ended well."""
+    node.decide(restore=RESTORE)
+    pid_file = tmp_path / "pid"
+
+    words = ("--bundle", str(node.container), "--pid-file", str(pid_file))
+    assert node.call("create", *words, "app").returncode == 0
+    created = json.loads(node.call("state", "app").stdout)
+    assert node.call("start", "app").returncode == 0
+    stopped = json.loads(node.call("state", "app").stdout)
+    waited = json.loads(node.call("wait", "app").stdout)
+    ends = [node.call(*words, "app").returncode for words in (("kill",), ("delete", "--force"))]
+
+    assert int(pid_file.read_text(encoding="utf-8")) > 1
+    assert (created["status"], stopped["status"]) == ("created", "stopped")
+    assert waited == {"id": "app", "exitStatus": 0}
+    assert ends == [0, 0]
+    assert node.runsc_calls() == []
+
+
+@pytest.mark.parametrize(
+    "restore",
+    [None, {**RESTORE, "rootfs_only": True}],
+    ids=["cold", "files alone"],
+)
+def test_an_init_container_of_any_other_pod_is_made(
+    node: Node, restore: dict[str, Any] | None
+) -> None:
+    """Where no memory comes back, what it does has to be done."""
+    node.decide(restore=restore)
+
+    node.call("create", "--bundle", str(node.container), "app")
+
+    assert node.runsc_calls() == [f"create {node.container} app"]
+
+
+@pytest.mark.parametrize(
+    ("stops", "ended", "status"),
+    [(True, True, 0), (True, False, 137), (False, True, 137)],
+    ids=["ended by its save", "ended otherwise", "a policy that does not stop"],
+)
+def test_only_a_container_that_its_save_ended_ends_well(
+    node: Node, *, stops: bool, ended: bool, status: int
+) -> None:
+    """Any other end is told as it was."""
+    node.decide(stop=stops)
+    if ended:
+        (node.container / runtime.ENDED).touch()
+
+    assert json.loads(node.call("wait", "app").stdout)["exitStatus"] == status
+    assert node.runsc_calls() == ["wait app"]
+
+
+def test_the_agent_is_asked_before_a_containers_signal_is_passed_on(node: Node) -> None:
+    """Runsc gets it when the agent has answered, not before."""
+    before: list[list[str]] = []
+
+    def talk(connection: socket.socket) -> None:
+        before.append(node.runsc_calls())
+        connection.sendall(b'{"saved":true}\n')
+
+    with agent(node.socket, talk) as questions:
+        assert node.call("kill", "app", "15").returncode == 0
+
+    pod = {"namespace": "shop", "name": "web-0", "uid": "uid-1"}
+    assert questions == [{"op": "signal", "pod": pod, "sandbox": SANDBOX_ID}]
+    assert before == [[]]
+    assert node.runsc_calls() == ["kill app 15"]
+
+
+@pytest.mark.parametrize("signal", ["9", "KILL", "SIGKILL"])
+def test_a_sigkill_is_passed_on_unasked(node: Node, signal: str) -> None:
+    """The grace period is over by then; an agent that hangs would cost a second each."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(node.socket)
+        server.listen()
+        server.setblocking(False)
+        node.call("kill", "app", signal)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+    assert node.runsc_calls() == [f"kill app {signal}"]
+
+
+def test_a_signal_of_the_sandbox_itself_is_passed_on_unasked(node: Node) -> None:
+    """It comes last, when there is nothing left to save."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(node.socket)
+        server.listen()
+        server.setblocking(False)
+        node.call("kill", SANDBOX_ID, "15", bundle=node.sandbox)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+    assert node.runsc_calls() == [f"kill {SANDBOX_ID} 15"]
+
+
+def test_without_an_agent_a_signal_is_passed_on(node: Node) -> None:
+    """A Pod never stays because of podsnap."""
+    assert node.call("kill", "app", "15").returncode == 0
+    assert node.runsc_calls() == ["kill app 15"]
+
+
+@pytest.mark.parametrize(
+    "words", [("kill", "app", "9"), ("kill", "app", "15"), ("delete", "--force", "app")]
+)
+def test_what_is_paused_is_resumed_before_it_is_ended(node: Node, words: tuple[str, ...]) -> None:
+    """Else it would never end; what is not paused is not touched."""
+    node.call(*words)
+    (node.sandbox / runtime.PAUSED).touch()
+    node.call(*words)
+
+    passed_on = " ".join(w for w in words if not w.startswith("--"))
+    assert node.runsc_calls() == [passed_on, f"resume {SANDBOX_ID}", passed_on]
+
+
+def test_the_reason_of_a_failed_start_is_told_without_the_command_line(
+    settings: dict[str, str], tmp_path: Path
+) -> None:
+    """A script as an argument would push the reason out of the one line that is kept."""
+    script = "import os\n" + "x = 1\n" * 200
+    spec = {"process": {"args": ["python3", "-c", script]}}
+    (tmp_path / "config.json").write_text(json.dumps(spec), encoding="utf-8")
+    said = f"starting container: starting sub-container [python3 -c {script}]: no such file\nstack"
+    entry = {"level": "error", "msg": said}
+    (tmp_path / "log.json").write_text(json.dumps(entry) + "\n", encoding="utf-8")
+
+    call = runtime.Call([f"--log={tmp_path}/log.json", "start", SANDBOX_ID], settings)
+
+    assert call.last_error() == "starting container: starting sub-container: no such file"
