@@ -30,21 +30,23 @@ def percentile(samples: Iterable[float], fraction: float) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A bound on the median, and on the 90th percentile too if ``p90_too``."""
+    """A bound on the median; on the 90th percentile too if ``p90_too``; and one for the 99th."""
 
     limit: float
     at_least: bool = False
     p90_too: bool = False
+    p99_limit: float = float("inf")
 
-    def is_met(self, p50: float, p90: float) -> bool:
-        """Tell whether the measured values keep the bound."""
+    def is_met(self, p50: float, p90: float, p99: float) -> bool:
+        """Tell whether the measured values keep the bounds."""
         judged = (p50, p90) if self.p90_too else (p50,)
         if self.at_least:
             return min(judged) >= self.limit
-        return max(judged) <= self.limit
+        return max(judged) <= self.limit and p99 <= self.p99_limit
 
     def __str__(self) -> str:
-        return f"{'>=' if self.at_least else '<='} {self.limit:g}"
+        text = f"{'>=' if self.at_least else '<='} {self.limit:g}"
+        return text if self.p99_limit == float("inf") else f"{text}, P99 {self.p99_limit:g}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,7 @@ class Figure:
     unit: str
     p50: float
     p90: float
+    p99: float
     count: int
     covers: str
     target: Target | None = None
@@ -83,6 +86,7 @@ class Figure:
             unit=unit,
             p50=percentile(samples, 0.5),
             p90=percentile(samples, 0.9),
+            p99=percentile(samples, 0.99),
             count=len(samples),
             covers=covers,
             target=target,
@@ -100,12 +104,12 @@ class Figure:
         covers: str,
         target: Target | None = None,
     ) -> Self:
-        """Compare two series: median with median, and 90th percentile with 90th percentile.
+        """Compare two series: median with median, and each percentile with the same one.
 
         Raises:
             ValueError: one of them is empty, or ``lower`` is zero.
         """
-        parts = {f: (percentile(upper, f), percentile(lower, f)) for f in (0.5, 0.9)}
+        parts = {f: (percentile(upper, f), percentile(lower, f)) for f in (0.5, 0.9, 0.99)}
         if any(below == 0 for _, below in parts.values()):
             raise ValueError(f"{name}: the series to be compared with is zero")
         return cls(
@@ -114,6 +118,7 @@ class Figure:
             unit="x",
             p50=parts[0.5][0] / parts[0.5][1],
             p90=parts[0.9][0] / parts[0.9][1],
+            p99=parts[0.99][0] / parts[0.99][1],
             count=min(len(upper), len(lower)),
             covers=covers,
             target=target,
@@ -122,7 +127,7 @@ class Figure:
     @property
     def is_met(self) -> bool | None:
         """Whether the target is met; ``None`` if there is none."""
-        return self.target.is_met(self.p50, self.p90) if self.target else None
+        return self.target.is_met(self.p50, self.p90, self.p99) if self.target else None
 
     def to_object(self) -> dict[str, Any]:
         """Render for the result file."""
@@ -132,6 +137,7 @@ class Figure:
             "unit": self.unit,
             "p50": round(self.p50, 4),
             "p90": round(self.p90, 4),
+            "p99": round(self.p99, 4),
             "count": self.count,
             "target": str(self.target) if self.target else None,
             "met": self.is_met,

@@ -15,7 +15,7 @@ from typing import Any
 
 from figure import Figure
 
-HEADER = ("NUMBER", "TARGET", "P50", "P90", "N", "UNIT", "MET")
+HEADER = ("NUMBER", "TARGET", "P50", "P90", "P99", "N", "UNIT", "MET")
 _SMALL = 10.0
 
 
@@ -67,6 +67,7 @@ def _row(figure: Figure) -> tuple[str, ...]:
         str(figure.target) if figure.target else "-",
         _number(figure.p50),
         _number(figure.p90),
+        _number(figure.p99),
         str(figure.count),
         figure.unit,
         met,

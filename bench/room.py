@@ -9,10 +9,10 @@ as gone only when the API server has forgotten it.
 import json
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +43,9 @@ SAVE_LIMIT_S = 60.0
 CLEAN_LIMIT_S = 120.0
 _POLL_S = 0.05
 NEVER_RESTORE = {PS_NAME_ANNOTATION: ""}
+# A Pod with this label is governed by no policy of its room.
+_UNGOVERNED = "podsnap-bench/ungoverned"
+_TICKER = Path(__file__).resolve().parent / "ticker.py"
 
 T = TypeVar("T")
 
@@ -63,16 +66,22 @@ class Room:
     # -- Pods
 
     def create_pod(
-        self, name: str, spec: dict[str, Any], *, annotations: dict[str, str] | None = None
+        self,
+        name: str,
+        spec: dict[str, Any],
+        *,
+        annotations: dict[str, str] | None = None,
+        governed: bool = True,
     ) -> None:
         """Create a bare Pod; its label ``app`` is the namespace's name."""
+        labels = {"app": self.namespace} | ({} if governed else {_UNGOVERNED: ""})
         body = {
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {
                 "name": name,
                 "namespace": self.namespace,
-                "labels": {"app": self.namespace},
+                "labels": labels,
                 "annotations": annotations or {},
             },
             "spec": spec,
@@ -94,6 +103,11 @@ class Room:
         self.client.delete(PODS, name, namespace=self.namespace)
         until(f"Pod {name} gone", lambda: not self._exists(PODS, name), limit_s=POD_LIMIT_S)
 
+    def remove_pods(self, names: Iterable[str]) -> None:
+        """Delete Pods at once and wait until all are gone."""
+        with ThreadPoolExecutor(10) as pool:
+            list(pool.map(self.remove_pod, names))
+
     def remove_snapshot(self, name: str) -> None:
         """Delete a snapshot and wait until its bytes are gone too."""
         self.client.delete(POD_SNAPSHOTS, name, namespace=self.namespace)
@@ -110,17 +124,17 @@ class Room:
             return False
         return True
 
-    def seed(self, name: str, spec: dict[str, Any]) -> Observed:
+    def seed(self, name: str, spec: dict[str, Any], *, governed: bool = True) -> Observed:
         """Start a Pod cold and wait until its program answers."""
-        self.create_pod(name, spec, annotations=NEVER_RESTORE)
+        self.create_pod(name, spec, annotations=NEVER_RESTORE, governed=governed)
         seen = self.wait_pod(name, "Running", lambda o: o.pod.is_ready and bool(o.pod.pod_ip))
-        until(f"an answer of Pod {name}", lambda: answers(seen.pod.pod_ip), limit_s=30)
+        until(f"an answer of Pod {name}", lambda: ask(seen.pod.pod_ip), limit_s=POD_LIMIT_S)
         return seen
 
     # -- policies and saves
 
     def add_policy(self, trigger: str = "manual") -> None:
-        """Govern every Pod of this namespace."""
+        """Govern the Pods of this namespace."""
         bucket = self.cluster.buckets / self.namespace
         bucket.mkdir(mode=0o700, exist_ok=True)
         storage = {
@@ -135,7 +149,10 @@ class Room:
             "metadata": {"name": "policy", "namespace": self.namespace},
             "spec": {
                 "storageConfigName": self.namespace,
-                "selector": {"matchLabels": {"app": self.namespace}},
+                "selector": {
+                    "matchLabels": {"app": self.namespace},
+                    "matchExpressions": [{"key": _UNGOVERNED, "operator": "DoesNotExist"}],
+                },
                 "triggerConfig": {"type": trigger},
             },
         }
@@ -181,14 +198,28 @@ class Room:
         condition = trigger.conditions[TRIGGERED]
         if condition.reason != "Complete":
             raise BenchError(f"{trigger.metadata} failed: {condition.reason}: {condition.message}")
-        name = trigger.snapshot_name
+        return self.available(trigger.snapshot_name)
+
+    def available(self, name: str) -> Snapshot:
+        """Wait until Pods can be restored from a snapshot."""
 
         def ready() -> Snapshot | None:
-            found = Snapshot.parse(self.client.get(POD_SNAPSHOTS, name, namespace=self.namespace))
+            try:
+                raw = self.client.get(POD_SNAPSHOTS, name, namespace=self.namespace)
+            except NotFound:
+                return None
+            found = Snapshot.parse(raw)
             condition = found.conditions.get(READY)
             return found if condition is not None and condition.is_true else None
 
         return until(f"snapshot {name} Ready", ready, limit_s=SAVE_LIMIT_S)
+
+    def image_dir(self, snapshot: Snapshot) -> Path:
+        """Return where the node keeps a snapshot's image, once it is there."""
+        cache = self.cluster.nodes[0].directory / "podsnap" / "cache"
+        directory = cache / snapshot.metadata.uid
+        until(f"the image {directory}", directory.is_dir, limit_s=SAVE_LIMIT_S)
+        return directory
 
     # -- the node
 
@@ -252,13 +283,14 @@ def until(what: str, found: Callable[[], T | None], *, limit_s: float) -> T:
     return result
 
 
-def answers(address: str) -> bool:
-    """Tell whether a Pod's program answers."""
+def ask(address: str, *, data: bytes | None = None) -> dict[str, Any]:
+    """Return what a Pod's program answers to a GET, or a POST of ``data``; empty if nothing."""
     try:
-        with urllib.request.urlopen(f"http://{address}:8080/", timeout=2) as answer:
-            return bool(answer.status == HTTPStatus.OK)
+        with urllib.request.urlopen(f"http://{address}:8080/", data, timeout=10) as answer:
+            parsed: dict[str, Any] = json.load(answer)
+            return parsed
     except OSError:
-        return False
+        return {}
 
 
 def counter_spec() -> dict[str, Any]:
@@ -268,4 +300,15 @@ def counter_spec() -> dict[str, Any]:
     for container in spec["containers"]:
         container.pop("readinessProbe", None)
     spec["terminationGracePeriodSeconds"] = 1
+    return spec
+
+
+def ticker_spec(ballast_mib: int) -> dict[str, Any]:
+    """Return the spec of a Pod that ticks, with so much memory that cannot be compressed."""
+    spec = counter_spec()
+    container = spec["containers"][0]
+    program = _TICKER.read_text(encoding="utf-8")
+    container["command"] = ["/usr/bin/python3", "-c", program, str(ballast_mib)]
+    container.pop("resources")
+    spec["terminationGracePeriodSeconds"] = 30
     return spec

@@ -4,11 +4,13 @@
     bench/run.py                   everything, about ten minutes
     bench/run.py wrapper decision  only these
     bench/run.py --keep idle       leave the cluster up
+    bench/run.py -o json small     the result as JSON on stdout, what happens on stderr
 
 A part that breaks is told, the others still run, and the cluster goes away at the end. The trap is
 a busy machine: its load is printed and stored with the result.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -16,14 +18,18 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 import cluster_up
-import counter_pairs
 import decision_latency
+import delete_latency
+import herd
 import idle_cost
 import report
+import save_pause
 import semantic_search
+import small_pods
 import trigger_latency
 import wrapper_cost
 from figure import Figure
@@ -62,30 +68,28 @@ Measure = Callable[[LocalCluster, Callable[[str], None]], list[Figure]]
 PARTS: dict[str, Measure] = {
     "up": cluster_up.measure,
     "restore": semantic_search.measure,
-    "counter": counter_pairs.measure,
+    "small": small_pods.measure,
+    "herd": herd.measure,
     "trigger": trigger_latency.measure,
     "decision": decision_latency.measure,
+    "pause": save_pause.measure,
+    "on-delete": delete_latency.measure,
     "wrapper": wrapper_cost.measure,
     "idle": idle_cost.measure,
 }
-_IMAGES = {
-    "restore": "semantic-search",
-    "counter": "counter",
-    "trigger": "counter",
-    "decision": "counter",
-    "wrapper": "counter",
-}
+# The other parts run Pods of the image `counter`, or none.
+_IMAGES = {"restore": "semantic-search"}
 
 
 def say(line: str) -> None:
-    """Tell one thing."""
-    click.echo(f"   {line}")
+    """Tell one thing that happens."""
+    click.echo(f"   {line}", err=True)
 
 
 def load(cluster: LocalCluster, parts: Sequence[str]) -> None:
     """Bring the cluster up, unless it is, and give its node the images that the parts need."""
     cluster.up()
-    for example in sorted({_IMAGES[part] for part in parts if part in _IMAGES}):
+    for example in sorted({_IMAGES.get(part, "counter") for part in parts}):
         image = build_image(EXAMPLES / example, cache=default_cache(), progress=say)
         cluster.load(image.archive)
 
@@ -121,7 +125,7 @@ class Run:
 
     def attempt(self, what: str, step: Callable[[], None]) -> bool:
         """Do a step and tell how long it took; tell whether it went well."""
-        click.secho(f"\n== {what}", bold=True)
+        click.secho(f"\n== {what}", bold=True, err=True)
         began_s = time.monotonic()
         try:
             step()
@@ -129,15 +133,21 @@ class Run:
             self.broken[what] = str(error)
             click.secho(f"   broken: {error}", fg="red", err=True)
         say(f"{time.monotonic() - began_s:.0f} s")
-        tree = report.result(self.figures, self.broken, load_before=self.load_before)
-        report.write(RESULT, tree)
+        report.write(RESULT, self.result())
         return what not in self.broken
 
-    def show(self) -> None:
-        """Print the table."""
+    def result(self) -> dict[str, Any]:
+        """Return what is known by now."""
+        return report.result(self.figures, self.broken, load_before=self.load_before)
+
+    def show(self, output: str) -> None:
+        """Print the table, or the result as it is kept."""
+        if output == "json":
+            click.echo(json.dumps(self.result(), indent=1))
+            return
         click.echo()
         for line in [*report.table(self.figures), "", *report.notes(self.figures), ""]:
-            say(line)
+            click.echo(f"   {line}")
         for part, why in self.broken.items():
             click.secho(f"   {part} is broken: {why}", fg="red", err=True)
         load_after, cores = os.getloadavg()[0], os.cpu_count()
@@ -148,13 +158,16 @@ class Run:
 @click.command()
 @click.argument("parts", nargs=-1, type=click.Choice(list(PARTS)))
 @click.option("--keep", is_flag=True, help="Leave the cluster up.")
-def main(parts: tuple[str, ...], *, keep: bool) -> None:
+@click.option(
+    "-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True
+)
+def main(parts: tuple[str, ...], *, keep: bool, output: str) -> None:
     """Measure PARTS, or everything; the exit code is 1 if a target is missed."""
     cluster = LocalCluster(CLUSTER, progress=say)
     run = Run(cluster, [part for part in PARTS if part in parts or not parts])
     try:
         run.measure()
-        run.show()
+        run.show(output)
     finally:
         if not keep:
             cluster.down()

@@ -10,6 +10,7 @@ The Pod never waits longer than its grace period less a margin: the kubelet's SI
 whether the save is done or not.
 """
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -43,6 +44,14 @@ _LIVE_GET_LIMIT_S: Final = 2.0
 
 
 @dataclass(slots=True)
+class _Parting:
+    """One Pod's last save: the signals of all its containers wait for it, at most until the end."""
+
+    ends_s: float
+    written: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(slots=True)
 class PartingSaves:
     """Answers the runtime's question before a signal."""
 
@@ -53,7 +62,7 @@ class PartingSaves:
     capturer: Capturer
     reports: PodReports
     clock: Clock
-    _written: dict[str, threading.Event] = field(default_factory=dict)
+    _partings: dict[str, _Parting] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def before_signal(self, question: Mapping[str, Any], reply: Reply) -> None:
@@ -64,41 +73,45 @@ class PartingSaves:
         if policy is None or policy.trigger_type is not TriggerType.ON_DELETE:
             reply({"saved": False})
             return
-        reply({"wait_s": _LIVE_GET_LIMIT_S + self._grace_s(pod)})
+        ours = _Parting(ends_s=self.clock.monotonic_s() + _LIVE_GET_LIMIT_S)
         with self._guard:
-            first = named["uid"] not in self._written
-            written = self._written.setdefault(named["uid"], threading.Event())
-        if not first:
+            parting = self._partings.setdefault(named["uid"], ours)
+        if parting is not ours:
             # Another container's signal came before: one save is for all of them.
-            written.wait(self._grace_s(pod))
+            while not parting.written.is_set():
+                left_s = parting.ends_s - self.clock.monotonic_s()
+                if left_s <= 0:
+                    break
+                reply({"wait_s": left_s + _MARGIN_S})
+                parting.written.wait(left_s)
             reply({"saved": True})
             return
-        answered = threading.Event()
+        reply({"wait_s": _LIVE_GET_LIMIT_S + _MARGIN_S})
 
         def pass_on() -> None:
-            if not answered.is_set():
-                answered.set()
-                written.set()
-                reply({"saved": True})
+            if not parting.written.is_set():
+                parting.written.set()
+                with contextlib.suppress(OSError):  # the runtime waited long enough
+                    reply({"saved": True})
 
         try:
             live = self._deleted_pod(named)
             if live is None:
                 with self._guard:  # a container was restarted; the Pod may still be deleted later
-                    self._written.pop(named["uid"], None)
+                    self._partings.pop(named["uid"], None)
             else:
-                self._save(live, policy, pass_on)
+                left_s = self._left_s(live)
+                parting.ends_s = self.clock.monotonic_s() + left_s
+                reply({"wait_s": max(left_s, 0) + _MARGIN_S})
+                self._save(live, policy, left_s, pass_on)
         finally:
             pass_on()
 
     def forget_all_but(self, pod_uids: set[str]) -> None:
         """Forget Pods that are gone."""
         with self._guard:
-            for gone in self._written.keys() - pod_uids:
-                del self._written[gone]
-
-    def _grace_s(self, pod: Pod | None) -> float:
-        return float((pod.spec.get("terminationGracePeriodSeconds") if pod else None) or 30)
+            for gone in self._partings.keys() - pod_uids:
+                del self._partings[gone]
 
     def _deleted_pod(self, named: Mapping[str, str]) -> Pod | None:
         """Return the Pod as the API server has it now, if it is this one and being deleted."""
@@ -114,9 +127,8 @@ class PartingSaves:
             return None
         return pod
 
-    def _save(self, pod: Pod, policy: Policy, pass_on: Callable[[], None]) -> None:
+    def _save(self, pod: Pod, policy: Policy, left_s: float, pass_on: Callable[[], None]) -> None:
         sandbox = sandbox_of_pod(self.settings.bundles_dir, pod.metadata.uid)
-        left_s = self._left_s(pod)
         refusal = self._refusal(pod, policy, sandbox, left_s)
         if refusal or sandbox is None:
             self.reports.event(

@@ -98,19 +98,22 @@ def choose(candidate: Candidate, snapshots: Iterable[Snapshot]) -> Choice:
     pin = pod.pinned_snapshot
     if pin is not None:
         return _choose_pinned(candidate, ours, pin)
-    judged = [(s, judge(candidate, s)) for s in ours if s.policy_name == policy.metadata.name]
-    fitting = [s for s, verdict in judged if verdict.usable]
-    if fitting:
-        return Choice(max(fitting, key=_age_key))
-    ready = [(s, v) for s, v in judged if _is_ready(s)]
+    # A namespace may hold hundreds of them, and a sandbox waits: judge until the first one fits.
+    governed = [s for s in ours if s.policy_name == policy.metadata.name]
+    ready: list[tuple[Snapshot, Verdict]] = []
+    for snapshot in sorted((s for s in governed if _is_ready(s)), key=_age_key, reverse=True):
+        verdict = judge(candidate, snapshot)
+        if verdict.usable:
+            return Choice(snapshot)
+        ready.append((snapshot, verdict))
     if not ready:
-        quarantined = [s for s, _ in judged if s.quarantine]
+        quarantined = [s for s in governed if s.quarantine]
         if quarantined:
             newest = max(quarantined, key=_age_key)
             text = f"PodSnapshot {newest.metadata} is quarantined: {newest.quarantine}"
             return Choice(None, text, noteworthy=True)
         return Choice(None, f"no snapshot of policy {policy.metadata.name} is ready yet")
-    newest, verdict = max(ready, key=lambda pair: _age_key(pair[0]))
+    newest, verdict = ready[0]
     return Choice(
         None, f"PodSnapshot {newest.metadata} does not fit: {verdict.message}", noteworthy=True
     )

@@ -42,20 +42,29 @@ def test_a_share_above_one_is_refused() -> None:
 
 def test_an_upper_bound_judges_the_median_alone() -> None:
     """A slow tail does not fail a target that speaks of the median."""
-    assert Target(limit=15).is_met(15, 80)
-    assert not Target(limit=15).is_met(15.01, 16)
+    assert Target(limit=15).is_met(15, 80, 90)
+    assert not Target(limit=15).is_met(15.01, 16, 17)
 
 
 def test_a_bound_on_both_fails_by_the_tail() -> None:
     """Where the target names the 90th percentile, it counts."""
-    assert not Target(limit=1.5, p90_too=True).is_met(1.2, 1.6)
-    assert Target(limit=1.5, p90_too=True).is_met(1.2, 1.5)
+    assert not Target(limit=1.5, p90_too=True).is_met(1.2, 1.6, 1.7)
+    assert Target(limit=1.5, p90_too=True).is_met(1.2, 1.5, 1.7)
+
+
+def test_a_bound_on_the_99th_percentile_is_one_of_its_own() -> None:
+    """The median may not pass one bound, the rare slow one may not pass another."""
+    target = Target(limit=20, p99_limit=100)
+    assert target.is_met(20, 150, 100)
+    assert not target.is_met(20, 20, 101)
+    assert not target.is_met(21, 21, 21)
+    assert str(target) == "<= 20, P99 100"
 
 
 def test_a_lower_bound_is_met_from_above() -> None:
     """Twenty times faster or more."""
-    assert Target(limit=20, at_least=True).is_met(80, 19)
-    assert not Target(limit=20, at_least=True).is_met(19, 80)
+    assert Target(limit=20, at_least=True).is_met(80, 19, 18)
+    assert not Target(limit=20, at_least=True).is_met(19, 80, 90)
 
 
 def test_a_figure_summarises_its_samples_and_keeps_them() -> None:

@@ -616,3 +616,18 @@ def test_the_reason_of_a_failed_start_is_told_without_the_command_line(
     call = runtime.Call([f"--log={tmp_path}/log.json", "start", SANDBOX_ID], settings)
 
     assert call.last_error() == "starting container: starting sub-container: no such file"
+
+
+@pytest.mark.parametrize("restoring", [True, False])
+def test_a_sandbox_that_waits_for_its_memory_gives_no_statistics(
+    node: Node, *, restoring: bool
+) -> None:
+    """Asked for them, runsc crashes: there is no kernel yet. Afterwards it answers."""
+    node.decide(restore=RESTORE)
+    if not restoring:
+        (node.sandbox / runtime.STARTED).mkdir()
+        (node.sandbox / runtime.STARTED / "app").touch()
+
+    asked = node.call("events", "--stats", "app")
+
+    assert (asked.returncode, len(node.runsc_calls())) == ((1, 0) if restoring else (0, 1))
