@@ -125,11 +125,14 @@ class Agent:
             view=self._view,
             runsc=runsc,
             reports=self._reports,
+            clock=clock,
             metrics=self.metrics,
             locks=locks,
         )
         self._locks = locks
-        self._housekeeping = Housekeeping(settings, self._view, cache, clock)
+        self._housekeeping = Housekeeping(
+            settings, self._view, cache, clock, self._saves.is_parting
+        )
         self._workload_saves = WorkloadSaves(
             runsc, on_saved=self._workload_saved, on_failed=self._workload_failed
         )
@@ -295,7 +298,7 @@ class Agent:
             if sandbox.restore_is_complete and not sandbox.is_reported:
                 self._restores.report(sandbox)
             self._workload_saves.watch(sandbox)
-            self._restores.look_after(sandbox, self._clock.now().timestamp())
+            self._restores.look_after(sandbox)
         self._saves.resume_forgotten()
         self._restores.fallbacks()
         self._housekeeping.sweep(alive)

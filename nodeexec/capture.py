@@ -68,8 +68,8 @@ class StoppedError(Exception):
 class CaptureJob:
     """All that a save needs to know.
 
-    ``stops`` if the Pod ends with it. A Pod that is being deleted has ``limit_s`` seconds left for
-    the write, and waits in ``on_written`` no longer than that.
+    ``stops`` if the Pod ends with it. A Pod that is being deleted waits for the write until
+    ``ends_s`` on the monotonic clock, when its signal is passed on; ``on_written`` does it sooner.
     """
 
     snapshot: Snapshot
@@ -81,7 +81,7 @@ class CaptureJob:
     git_revision: str = ""
     stops: bool = False
     rootfs_only: bool = False
-    limit_s: float | None = None
+    ends_s: float | None = None
     on_written: Callable[[], None] | None = None
 
 
@@ -131,10 +131,10 @@ class Capturer:
             with tracer.start_as_current_span(
                 "podsnap.checkpoint", attributes=_attributes(snapshot, record.attempt)
             ):
-                self._check_space(job.sandbox)
+                self._check_space(job)
                 started_s = self.clock.monotonic_s()
                 if held:
-                    self._pause(job.sandbox)
+                    self._pause(job)
                 self._write_image(job, directory)
                 ended_s = self.clock.monotonic_s()
             if held and not job.stops:
@@ -154,11 +154,33 @@ class Capturer:
             self.stopper.stop(job.sandbox, job.pod)
         return sealed
 
-    def _pause(self, sandbox: PreparedSandbox) -> None:
+    def _pause(self, job: CaptureJob) -> None:
         try:
-            self.stopper.pause(sandbox)
+            self.stopper.pause(job.sandbox, job.snapshot.metadata.uid)
         except (RunscError, OSError) as error:
             raise CaptureFailed("PauseFailed", f"the sandbox was not paused: {error}") from error
+
+    def take_up(self, snapshot: Snapshot, record: CaptureRecord) -> Snapshot | None:
+        """Return the snapshot of an image that an earlier process sealed and could not report.
+
+        Raises:
+            StoppedError: the snapshot is not ours any more.
+        """
+        path = self.directory(snapshot, record.attempt) / MANIFEST_NAME
+        try:
+            manifest = Manifest.parse(path.read_bytes())
+        except (OSError, ValueError):
+            return None
+        sealed = replace(
+            record,
+            checkpointed_at=self._now(),
+            sealed_at=self._now(),
+            size_bytes=manifest.size_bytes,
+        )
+        text = f"saved on node {self.node}, {manifest.size_bytes / 1e6:.1f} MB"
+        return self._write(
+            lambda: self.status.write(snapshot, sealed, State.UPLOADING, text), of=snapshot
+        )
 
     def adopt_workload_save(
         self, job: CaptureJob, written: Path, *, attempt: int
@@ -174,7 +196,14 @@ class Capturer:
         shutil.rmtree(directory, ignore_errors=True)
         with self._failing(snapshot, record):
             written.rename(directory)
-            sealed = self._sealed(job, snapshot, record, directory, checkpoint_s=0.0)
+            try:
+                if job.stops:
+                    self._pause(job)
+                sealed = self._sealed(job, snapshot, record, directory, checkpoint_s=0.0)
+            except BaseException:
+                if job.stops:
+                    self.stopper.resume(job.sandbox)
+                raise
             if job.stops:
                 self.stopper.stop(job.sandbox, job.pod)
             return sealed
@@ -343,9 +372,10 @@ class Capturer:
             # The controller's sweep finds what is left.
             log.warning("parts of %s remain in the bucket: %s", snapshot.metadata, error)
 
-    def _check_space(self, sandbox: PreparedSandbox) -> None:
+    def _check_space(self, job: CaptureJob) -> None:
         self.staging.mkdir(mode=0o700, parents=True, exist_ok=True)
-        need_bytes = self.memory_bytes(sandbox) + _SPACE_MARGIN_BYTES
+        memory_bytes = 0 if job.rootfs_only else self.memory_bytes(job.sandbox)
+        need_bytes = memory_bytes + _SPACE_MARGIN_BYTES
         free_bytes = shutil.disk_usage(self.staging).free
         if free_bytes < need_bytes:
             raise CaptureFailed(
@@ -371,7 +401,13 @@ class Capturer:
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(mode=0o700)
         memory_bytes = self.memory_bytes(job.sandbox)
-        limit_s = job.limit_s or _DEADLINE_FLOOR_S + memory_bytes / _SLOWEST_BYTES_PER_S
+        limit_s = _DEADLINE_FLOOR_S + memory_bytes / _SLOWEST_BYTES_PER_S
+        if job.ends_s is not None:
+            limit_s = job.ends_s - self.clock.monotonic_s()
+            if limit_s <= 0:
+                raise CaptureFailed(
+                    "TooLate", "the Pod's signal was passed on before the save could begin"
+                )
         if job.rootfs_only:
             for name in job.pod.writable_names:
                 file = directory / f"{name}.tar"

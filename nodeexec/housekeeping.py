@@ -6,6 +6,7 @@ directory is made before the object or the record that explains it.
 """
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,6 +29,7 @@ class Housekeeping:
     view: ClusterView
     cache: NodeCache
     clock: Clock
+    is_parting: Callable[[str], bool]
 
     def sweep(self, sandboxes: set[str]) -> None:
         """Remove what no snapshot, sandbox or Pod of this node explains."""
@@ -54,6 +56,8 @@ class Housekeeping:
             if directory == self.settings.workload_dir or not self._is_old(directory):
                 continue
             uid = directory.name.rpartition("-")[0]
+            if self.is_parting(uid):
+                continue  # its PodSnapshot was made here, and the watch may lag
             owner = self.view.snapshots.store.by_uid(uid)
             if owner is None or self._is_done_with(owner):
                 shutil.rmtree(directory, ignore_errors=True)

@@ -6,8 +6,8 @@ the runtime asks here before it passes the first signal on, and waits. Only a li
 tells a deletion from a restarted container or an eviction under pressure, which get the same
 signal; without an answer nothing is saved.
 
-The Pod never waits longer than its grace period less a margin: the kubelet's SIGKILL comes
-whether the save is done or not.
+The Pod never waits longer than its grace period less a margin. The trap: containerd begins to count
+its grace period, and can send SIGKILL, only when the signal has been passed on.
 """
 
 import contextlib
@@ -103,7 +103,7 @@ class PartingSaves:
                 left_s = self._left_s(live)
                 parting.ends_s = self.clock.monotonic_s() + left_s
                 reply({"wait_s": max(left_s, 0) + _MARGIN_S})
-                self._save(live, policy, left_s, pass_on)
+                self._save(live, policy, parting.ends_s, pass_on)
         finally:
             pass_on()
 
@@ -127,8 +127,9 @@ class PartingSaves:
             return None
         return pod
 
-    def _save(self, pod: Pod, policy: Policy, left_s: float, pass_on: Callable[[], None]) -> None:
+    def _save(self, pod: Pod, policy: Policy, ends_s: float, pass_on: Callable[[], None]) -> None:
         sandbox = sandbox_of_pod(self.settings.bundles_dir, pod.metadata.uid)
+        left_s = ends_s - self.clock.monotonic_s()
         refusal = self._refusal(pod, policy, sandbox, left_s)
         if refusal or sandbox is None:
             self.reports.event(
@@ -136,11 +137,13 @@ class PartingSaves:
             )
             return
         snapshot = self._created(pod, policy)
-        self.saves.save_parting(snapshot, pod, sandbox, limit_s=left_s, on_written=pass_on)
+        self.saves.save_parting(snapshot, pod, sandbox, ends_s=ends_s, on_written=pass_on)
 
     def _left_s(self, pod: Pod) -> float:
         end = parse_time(pod.metadata.deletion_timestamp or "")
-        return (end - self.clock.now()).total_seconds() - _MARGIN_S if end else 0.0
+        left_s = (end - self.clock.now()).total_seconds() if end else 0.0
+        # The timestamp is of another machine's clock; the period is not.
+        return min(left_s, pod.metadata.deletion_grace_period_s) - _MARGIN_S
 
     def _refusal(
         self, pod: Pod, policy: Policy, sandbox: PreparedSandbox | None, left_s: float
@@ -151,9 +154,13 @@ class PartingSaves:
             return "it is not Ready, and every successor would be restored into that state"
         if sandbox is None:
             return "its sandbox was started before its policy existed or while the agent was away"
+        if policy.stops and not sandbox.stops:
+            return "its sandbox was made before its policy said postCheckpoint stop"
         verdict = may_save(pod, policy, self.saves.compatibility)
         if not verdict.usable:
             return verdict.message
+        if policy.rootfs_only:
+            return "" if left_s > 0 else "its grace period is over"
         try:
             memory_bytes = self.capturer.memory_bytes(sandbox)
         except CaptureFailed as failed:

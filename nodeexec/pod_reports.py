@@ -81,10 +81,8 @@ class PodReports:
         self._patch_failures(snapshot, {pod.metadata.uid: reason})
 
     def restore_worked(self, snapshot: Snapshot) -> None:
-        """Record a restore; a snapshot that works is cleared of earlier failures."""
-        self.accessed(snapshot)
-        if snapshot.failures:
-            self._patch_failures(snapshot, dict.fromkeys(snapshot.failures))
+        """Clear a snapshot that a Pod does well with of earlier failures."""
+        self._patch_failures(snapshot, dict.fromkeys(snapshot.failures))
 
     def _patch_failures(self, snapshot: Snapshot, failures: Mapping[str, str | None]) -> None:
         patch = {

@@ -33,7 +33,7 @@ REPORT_S = 2.0
 MESSAGE_LIMIT = 1024
 INTERNAL = "dev.gvisor.internal."
 ROOTFS_TAR = "dev.gvisor.tar."
-OURS = (INTERNAL, ROOTFS_TAR)
+OURS = (INTERNAL, ROOTFS_TAR, "dev.gvisor.spec.rootfs.")
 GVISOR = "dev.gvisor."
 SANDBOX_MARK = b'"io.kubernetes.cri.container-type":"sandbox"'
 SANDBOX_ID_MARK = b'"io.kubernetes.cri.sandbox-id":"'
@@ -284,6 +284,7 @@ def write_mark(call: Call, path: str, decision: "dict[str, Any]", reason: str) -
         "pod": decision["pod"],
         "sandbox": decision["sandbox"],
         "snapshot": (decision.get("restore") or {}).get("snapshot", ""),
+        "snapshot_uid": (decision.get("restore") or {}).get("snapshot_uid", ""),
         "reason": reason,
         "at": time.time(),
     }
@@ -384,11 +385,12 @@ def drop_steering(call: Call, spec: "dict[str, Any]") -> None:
     These make runsc read and write the node's files as root.
     """
     annotations = spec.get("annotations") or {}
-    volumes = os.path.join(call.settings["kubelet_root"], "pods", "")
+    uid = os.path.basename(pod_of(annotations)["uid"])
+    volumes = os.path.join(call.settings["kubelet_root"], "pods", uid, "volumes", "")
     mounted = {mount.get("source") for mount in spec.get("mounts") or ()}
     for key, value in list(annotations.items()):
-        path = value.startswith("/") and value not in mounted and os.path.normpath(value)
-        foreign = path and key.startswith(GVISOR) and not path.startswith(volumes)
+        own = value in mounted or (uid and os.path.normpath(value).startswith(volumes))
+        foreign = key.startswith(GVISOR) and "/" in value and not own
         if foreign or key.startswith(OURS):
             del annotations[key]
 
@@ -593,7 +595,7 @@ def start(call: Call) -> int:
         uid = decision["pod"]["uid"]
         reason = "the sandbox ended before the Pod did well for a while"
         write_mark(call, attempt_mark(call.settings, uid), decision, reason)
-        if decision["restore"]["rootfs_only"]:
+        if decision["restore"].get("rootfs_only"):
             return start_plainly(call)
         try:
             return restore_sandbox(call, decision)
@@ -673,11 +675,12 @@ def start_restored(call: Call, bundle: str, decision: "dict[str, Any]", raw: byt
         call.tell(f"the restore failed and the Pod starts cold: {reason}")
         return code
     set_real_oom(call, bundle, decision)
-    if name_of(raw) not in restore["image_ids"]:
+    name = name_of(raw)
+    if name not in restore["image_ids"]:
         return code  # an init container, which runs if files alone come back
     started = os.path.join(sandbox_bundle(bundle, raw), STARTED)
     os.makedirs(started, mode=0o700, exist_ok=True)
-    with open(os.path.join(started, call.container), "w", encoding="utf-8"):
+    with open(os.path.join(started, os.path.basename(name)), "w", encoding="utf-8"):
         pass
     if len(os.listdir(started)) == len(restore["image_ids"]):
         ask_agent(
@@ -732,10 +735,17 @@ def delete(call: Call) -> "NoReturn":
 
 
 def resume(call: Call, sandbox: str, decision: "dict[str, Any]") -> None:
-    """Wake a sandbox that a save paused: what is killed while paused never ends."""
+    """Wake a sandbox that a save paused: what is killed while paused never ends.
+
+    A resume that waits for the save is left to itself. Killed, it would still be carried out, and
+    the next one with it; runsc dies of a resume too many.
+    """
+    import select
+
     if os.path.exists(os.path.join(sandbox, PAUSED)):
         arguments = [f"--root={call.flag('root')}", "resume", decision["sandbox"]]
-        call.run(arguments, REPORT_S)
+        child = os.posix_spawn(call.runsc, [call.runsc, *arguments], os.environ)
+        select.select([os.pidfd_open(child)], [], [], REPORT_S)
 
 
 def events(call: Call) -> int:

@@ -70,10 +70,13 @@ class Decision:
         }
         capture = self.snapshot.capture if self.snapshot else None
         if self.snapshot is not None and capture is not None and self.image_dir is not None:
+            names = self.pod.running_names if self.pod else ()
             answer["restore"] = {
                 "snapshot": self.snapshot.metadata.name,
+                "snapshot_uid": self.snapshot.metadata.uid,
                 "image_dir": str(self.image_dir),
-                "image_ids": dict(capture.image_ids),
+                # Files alone may be restored into a Pod that has other containers.
+                "image_ids": {n: i for n, i in capture.image_ids.items() if n in names},
                 "rootfs_only": capture.rootfs_only,
                 "sandbox_deadline_s": _SANDBOX_DEADLINE_S,
                 "deadline_s": min(
@@ -119,7 +122,11 @@ class RestoreDecider:
             "podsnap.decide",
             attributes={"k8s.namespace.name": namespace, "k8s.pod.name": name},
         ) as span:
-            decision = self._decide(namespace, name, uid, sandbox, cold, hold)
+            decision = self._decide(namespace, name, uid, cold, hold)
+            if decision.policy is not None:
+                # Last, because nobody owns the directory until the runtime has the answer.
+                internal = self._internal(decision.policy, sandbox)
+                decision = replace(decision, internal=internal, enable=bool(internal))
             span.set_attribute("podsnap.outcome", decision.outcome)
             span.set_attribute("podsnap.reason", decision.reason)
             return decision
@@ -143,7 +150,6 @@ class RestoreDecider:
         namespace: str,
         name: str,
         uid: str,
-        sandbox: str,
         cold: Mapping[str, Any] | None,
         hold: Callable[[float], None],
     ) -> Decision:
@@ -155,8 +161,7 @@ class RestoreDecider:
         policy = self.view.policy_of(pod)
         if policy is None:
             return Decision(pod=pod, reason="no policy governs the Pod")
-        internal = self._internal(policy, sandbox)
-        base = Decision(pod=pod, policy=policy, internal=internal, enable=bool(internal))
+        base = Decision(pod=pod, policy=policy)
         if cold is not None:
             return self._after_failure(base, cold)
         storage = self.view.storage_of(policy)
@@ -236,6 +241,7 @@ class RestoreDecider:
         uid = snapshot.metadata.uid
         running = self._running.get(uid)
         if running is None or running.done():
+            self._running = {u: f for u, f in self._running.items() if not f.done()}
             running = self._fetches.submit(self._fetch_now, snapshot, context.get_current())
             self._running[uid] = running
         return running

@@ -13,6 +13,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Final
 
+from backends.clock import Clock
 from nodeexec.cluster_view import ClusterView
 from nodeexec.metrics import AgentMetrics
 from nodeexec.pod_reports import PodReports
@@ -21,6 +22,7 @@ from nodeexec.sandboxes import (
     ColdMark,
     PreparedSandbox,
     mark_cold,
+    mark_told,
     prepared_sandboxes,
     read_cold_mark,
 )
@@ -31,7 +33,8 @@ from statemachine.restore import Outcome, ready_limit_s
 
 log = logging.getLogger(__name__)
 
-_WAIT_FOR_RESTORE_S: Final = 120.0
+_WAIT_FOR_RESTORE_S: Final = 15.0
+_LOCK_LIMIT_S: Final = 2.0
 # A Pod without a readiness probe is Ready at once, also one that is about to crash.
 _SETTLED_S: Final = 10.0
 
@@ -44,9 +47,10 @@ class RestoreReports:
     view: ClusterView
     runsc: Runsc
     reports: PodReports
+    clock: Clock
     metrics: AgentMetrics
     locks: SandboxLocks
-    _told: dict[str, float] = field(default_factory=dict)
+    _done_since_s: dict[str, float] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def restored(self, sandbox_id: str) -> bool:
@@ -57,31 +61,42 @@ class RestoreReports:
         return False
 
     def report(self, sandbox: PreparedSandbox) -> bool:
-        """Wait until a sandbox's memory is back, and say so on its Pod."""
-        with self.locks.of(sandbox.id):
-            if sandbox.is_reported:
-                return True
-            pod = self.view.pod(sandbox.namespace, sandbox.pod_name, sandbox.pod_uid)
-            if pod is None:
-                return False
-            try:
-                if not sandbox.rootfs_only:
-                    self.runsc.wait_for_restore(sandbox.id, limit_s=_WAIT_FOR_RESTORE_S)
-            except RunscTimeoutError as error:
-                log.warning("the restore of %s has no end yet: %s", pod.metadata, error)
-                return False
-            except RunscError as error:
-                self.reports.outcome(
-                    pod, Outcome.FELL_BACK, snapshot=sandbox.restored_from, reason=str(error)
-                )
-                return False
-            written = self.reports.outcome(pod, Outcome.RESTORED, snapshot=sandbox.restored_from)
-            if written:
-                sandbox.mark_reported()
-                self.metrics.restores.inc()
+        """Wait until a sandbox's memory is back, and say so on its Pod; returns whether it stands.
+
+        A sandbox that is being saved is looked at later.
+        """
+        lock = self.locks.of(sandbox.id)
+        if not lock.acquire(timeout=_LOCK_LIMIT_S):
+            return False
+        try:
+            return self._report(sandbox)
+        finally:
+            lock.release()
+
+    def _report(self, sandbox: PreparedSandbox) -> bool:
+        if sandbox.is_reported:
+            return True
+        pod = self.view.pod(sandbox.namespace, sandbox.pod_name, sandbox.pod_uid)
+        if pod is None:
+            return False
+        try:
+            if not sandbox.rootfs_only:
+                self.runsc.wait_for_restore(sandbox.id, limit_s=_WAIT_FOR_RESTORE_S)
+        except RunscTimeoutError as error:
+            log.warning("the restore of %s has no end yet: %s", pod.metadata, error)
+            return False
+        except RunscError as error:
+            self.reports.outcome(
+                pod, Outcome.FELL_BACK, snapshot=sandbox.restored_from, reason=str(error)
+            )
+            return False
+        written = self.reports.outcome(pod, Outcome.RESTORED, snapshot=sandbox.restored_from)
+        if written:
+            sandbox.mark_reported()
+            self.metrics.restores.inc()
         snapshot = self.view.snapshots.store.get(sandbox.namespace, sandbox.restored_from)
         if snapshot is not None:
-            self.reports.restore_worked(snapshot)
+            self.reports.accessed(snapshot)
         return written
 
     def fallbacks(self) -> None:
@@ -90,17 +105,14 @@ class RestoreReports:
         for mark in root.iterdir() if root.is_dir() else ():
             cold = read_cold_mark(mark)
             pod = self.view.pods.store.by_uid(mark.name)
-            if cold is None or pod is None:
+            if cold is None or pod is None or cold.is_told:
                 continue
             with self._guard:
-                if self._told.get(mark.name) == cold.at_s:
-                    continue
-                self._told[mark.name] = cold.at_s
+                if read_cold_mark(mark) != cold:
+                    continue  # another thread was first
+                mark_told(mark)
             self._count(pod, cold)
             self.reports.outcome(pod, Outcome.FELL_BACK, snapshot=cold.snapshot, reason=cold.reason)
-        with self._guard:
-            for gone in [uid for uid in self._told if not (root / uid).exists()]:
-                del self._told[gone]
 
     def give_up(self, sandbox: PreparedSandbox, why: str) -> None:
         """Let a Pod that does not do well after its restore start cold: a new sandbox does."""
@@ -114,21 +126,30 @@ class RestoreReports:
                 os.kill(pid, signal.SIGKILL)
         self.fallbacks()
 
-    def look_after(self, sandbox: PreparedSandbox, now_s: float) -> None:
+    def look_after(self, sandbox: PreparedSandbox) -> None:
         """Forget the attempt of a Pod that does well; give one up that does not become Ready."""
         attempt = self.settings.attempts_dir / sandbox.pod_uid
         if not sandbox.restore_is_complete or not attempt.exists():
+            self._done_since_s.pop(sandbox.id, None)
             return
         pod = self.view.pod(sandbox.namespace, sandbox.pod_name, sandbox.pod_uid)
-        since_s = now_s - sandbox.restored_at_s
-        if pod is None:
+        now_s = self.clock.monotonic_s()
+        since_s = now_s - self._done_since_s.setdefault(sandbox.id, now_s)
+        if pod is None or pod.metadata.is_deleting:
             return
         limit_s = ready_limit_s(pod)
-        if pod.is_ready:
-            if since_s > _SETTLED_S:
+        if pod.are_containers_ready or pod.is_over:
+            if since_s > _SETTLED_S or pod.is_over:
                 attempt.unlink(missing_ok=True)
-        elif limit_s is not None and since_s > limit_s:
+                self._settled(sandbox)
+        # Without another sandbox there is nothing to fall back to.
+        elif limit_s is not None and since_s > limit_s and pod.gets_new_sandboxes:
             self.give_up(sandbox, f"the Pod was not Ready {limit_s:.0f} s after its restore")
+
+    def _settled(self, sandbox: PreparedSandbox) -> None:
+        snapshot = self.view.snapshots.store.get(sandbox.namespace, sandbox.restored_from)
+        if snapshot is not None and snapshot.failures:
+            self.reports.restore_worked(snapshot)
 
     def _count(self, pod: Pod, cold: ColdMark) -> None:
         """Count a failed restore against its snapshot; several take it out of use."""
@@ -136,4 +157,6 @@ class RestoreReports:
         # Another image is the Pod's matter, and a deleted Pod takes its sandbox with it.
         if snapshot is None or ".image is " in cold.reason or pod.metadata.is_deleting:
             return
+        if cold.snapshot_uid not in {"", snapshot.metadata.uid}:
+            return  # of an earlier snapshot of the same name
         self.reports.restore_failed(snapshot, pod, cold.reason)

@@ -78,13 +78,17 @@ class Runsc:
         """Begin to write what a container changed in its root file system, as a tar file."""
         return self._spawn("tar", "rootfs-upper", f"--file={file}", container)
 
-    def pause(self, sandbox: str) -> None:
-        """Stop every task of a sandbox. What is killed or deleted while paused never ends."""
-        self._ask("pause", sandbox)
+    def pause(self, sandbox: str) -> subprocess.Popen[bytes]:
+        """Begin to stop every task. What is killed or deleted while paused never ends.
 
-    def resume(self, sandbox: str) -> None:
-        """Let a paused sandbox go on."""
-        self._ask("resume", sandbox)
+        The client of a pause or a resume is never killed: the sandbox carries it out nevertheless,
+        and one resume too many makes it panic.
+        """
+        return self._spawn("pause", sandbox)
+
+    def resume(self, sandbox: str) -> subprocess.Popen[bytes]:
+        """Begin to let a paused sandbox go on; it waits for a save that is under way."""
+        return self._spawn("resume", sandbox)
 
     def kill(self, container: str) -> None:
         """Send SIGKILL to a container; in a paused sandbox it waits for the resume."""

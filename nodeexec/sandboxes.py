@@ -33,19 +33,20 @@ class PreparedSandbox:
     restored_from: str
     expected_containers: int
     rootfs_only: bool = False
+    stops: bool = False
+
+    @property
+    def paused_for(self) -> str:
+        """The UID of the snapshot for which the sandbox was paused, empty if it was not."""
+        try:
+            return self.paused_note.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return ""
 
     @property
     def paused_note(self) -> Path:
         """The file that says: the agent is about to pause this sandbox, or did."""
         return self.bundle / PAUSED_FILE
-
-    @property
-    def restored_at_s(self) -> float:
-        """When the last container of a restored sandbox had started, in Unix seconds."""
-        try:
-            return (self.bundle / STARTED_DIR).stat().st_mtime
-        except FileNotFoundError:
-            return 0.0
 
     @property
     def restore_is_complete(self) -> bool:
@@ -77,15 +78,34 @@ class ColdMark:
     snapshot: str
     reason: str
     at_s: float
+    snapshot_uid: str = ""
+    is_told: bool = False
 
 
 def read_cold_mark(mark: Path) -> ColdMark | None:
     """Read a mark, ``None`` if it is gone or unreadable."""
     try:
         raw: dict[str, Any] = json.loads(mark.read_text(encoding="utf-8"))
-        return ColdMark(snapshot=raw["snapshot"], reason=raw["reason"], at_s=float(raw["at"]))
+        return ColdMark(
+            snapshot=raw["snapshot"],
+            reason=raw["reason"],
+            at_s=float(raw["at"]),
+            snapshot_uid=raw.get("snapshot_uid", ""),
+            is_told=bool(raw.get("told")),
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def mark_told(mark: Path) -> None:
+    """Remember on disk that a failure was told, so that no later agent counts it again."""
+    try:
+        raw: dict[str, Any] = json.loads(mark.read_text(encoding="utf-8"))
+        temporary = mark.with_name(f".{mark.name}")
+        temporary.write_text(json.dumps({**raw, "told": True}), encoding="utf-8")
+        temporary.rename(mark)
+    except (OSError, ValueError):
+        return  # told once more, at worst
 
 
 def mark_cold(attempt: Path, mark: Path, reason: str) -> bool:
@@ -126,6 +146,7 @@ def read_record(record: Path) -> PreparedSandbox | None:
             restored_from=restore.get("snapshot", ""),
             expected_containers=len(restore.get("image_ids") or {}),
             rootfs_only=bool(restore.get("rootfs_only")),
+            stops=bool(raw.get("stop")),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -68,7 +68,8 @@ class SandboxLocks:
         """Forget the locks of sandboxes that are gone."""
         with self._guard:
             for gone in self._locks.keys() - sandboxes:
-                del self._locks[gone]
+                if not self._locks[gone].locked():  # else it is of a sandbox made just now
+                    del self._locks[gone]
 
 
 @dataclass(slots=True)
@@ -172,8 +173,12 @@ class NodeSaves:
         job = self._job(snapshot, pod, sandbox, policy)
         if isinstance(job, float):
             return job
-        with self.locks.of(sandbox.id), self.metrics.saving.track_inprogress():
-            self._carry_through(snapshot, lambda: self.capturer.save(job, attempt=attempt), pod)
+
+        def save() -> tuple[Snapshot, CaptureRecord]:
+            with self.locks.of(sandbox.id), self.metrics.saving.track_inprogress():
+                return self.capturer.save(job, attempt=attempt)
+
+        self._carry_through(snapshot, save, pod)
         return None
 
     def save_parting(
@@ -182,10 +187,13 @@ class NodeSaves:
         pod: Pod,
         sandbox: PreparedSandbox,
         *,
-        limit_s: float,
+        ends_s: float,
         on_written: Callable[[], None],
     ) -> None:
-        """Save a Pod that is being deleted; ``on_written`` is called when it may go."""
+        """Save a Pod that is being deleted until ``ends_s`` on the monotonic clock.
+
+        ``on_written`` is called when it may go.
+        """
         policy = self.view.policies.store.get(pod.metadata.namespace, snapshot.policy_name)
         job = self._job(snapshot, pod, sandbox, policy) if policy else _STORAGE_RETRY_S
         if isinstance(job, float):
@@ -193,15 +201,30 @@ class NodeSaves:
             self.capturer.refuse(snapshot, pod, failure)
             self._tell_failure(snapshot, failure, pod)
             return
-        job = replace(job, limit_s=limit_s, on_written=on_written)
+        job = replace(job, ends_s=ends_s, on_written=on_written)
+        lock = self.locks.of(sandbox.id)
+
+        def save() -> tuple[Snapshot, CaptureRecord]:
+            # Another save of the Pod may be under way; whatever is late is told as such.
+            held = lock.acquire(timeout=max(ends_s - self.capturer.clock.monotonic_s(), 0))
+            try:
+                with self.metrics.saving.track_inprogress():
+                    return self.capturer.save(job, attempt=1)
+            finally:
+                if held:
+                    lock.release()
+
         self._parting.add(snapshot.metadata.uid)
         try:
-            with self.locks.of(sandbox.id), self.metrics.saving.track_inprogress():
-                self._carry_through(snapshot, lambda: self.capturer.save(job, attempt=1), pod)
+            self._carry_through(snapshot, save, pod)
         except StoppedError as stopped:
             log.info("%s", stopped)
         finally:
             self._parting.discard(snapshot.metadata.uid)
+
+    def is_parting(self, snapshot_uid: str) -> bool:
+        """Whether a save of a Pod that is being deleted goes on."""
+        return snapshot_uid in self._parting
 
     def resume_forgotten(self) -> None:
         """Let sandboxes go on that an earlier process paused for a save and died."""
@@ -247,6 +270,12 @@ class NodeSaves:
                 f"the sandbox of Pod {snapshot.origin_pod} was started before its policy existed "
                 "or while the agent was away, so its image could not be restored; "
                 "restart the Pod once and create a new trigger",
+            )
+        if policy.stops and not sandbox.stops:
+            return Failure(
+                "NoPreparedSandbox",
+                f"the sandbox of Pod {snapshot.origin_pod} was made before its policy said "
+                "postCheckpoint stop, so it would end with an error; restart the Pod once",
             )
         return self._pause_refusal(snapshot, policy, pod, sandbox)
 
@@ -382,11 +411,11 @@ class NodeSaves:
         capture = snapshot.capture if snapshot else None
         if snapshot is None or capture is None or not self._is_open(snapshot):
             return None
-        sandbox = sandbox_of_pod(self.settings.bundles_dir, capture.pod_uid)
+        if not _holds(snapshot, CHECKPOINT):
+            snapshot = self.capturer.take_up(snapshot, capture) or snapshot
         if _holds(snapshot, CHECKPOINT):
             pod = self.view.pod(snapshot.metadata.namespace, capture.pod_name, capture.pod_uid)
-            if sandbox is not None and pod is not None and sandbox.paused_note.exists():
-                self.capturer.stopper.stop(sandbox, pod)
+            self._end_pod(snapshot, pod)
             self._store_sealed(snapshot, pod)
             return None
         once = {TriggerType.WORKLOAD, TriggerType.ON_DELETE}
@@ -399,6 +428,19 @@ class NodeSaves:
         self.capturer.remove_staging(snapshot)
         self._tell_failure(snapshot, restarted, None)
         return None
+
+    def _end_pod(self, snapshot: Snapshot, pod: Pod | None) -> None:
+        """End or resume a Pod that an earlier process paused for this very save."""
+        uid = snapshot.capture.pod_uid if snapshot.capture else ""
+        sandbox = sandbox_of_pod(self.settings.bundles_dir, uid)
+        if pod is None or sandbox is None or sandbox.paused_for != snapshot.metadata.uid:
+            return
+        policy = self.view.policies.store.get(pod.metadata.namespace, snapshot.policy_name)
+        with self.locks.of(sandbox.id):
+            if policy is not None and policy.stops:
+                self.capturer.stopper.stop(sandbox, pod)
+            else:
+                self.capturer.stopper.resume(sandbox)
 
     def _tell_failure(self, snapshot: Snapshot, failure: Failure, pod: Pod | None) -> None:
         log.warning("save %s failed: %s: %s", snapshot.metadata, failure.reason, failure.message)

@@ -10,23 +10,28 @@ the pause, and whoever finds it (the next agent, or the runtime before a signal)
 """
 
 import logging
-from dataclasses import dataclass
+import os
+import subprocess
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from backends.kube.client import PODS, KubeClient
 from backends.kube.errors import ApiError, NotFound
 from nodeexec.pod_reports import PodReports
-from nodeexec.runsc import Runsc, RunscError
+from nodeexec.runsc import Runsc, RunscError, RunscTimeoutError, finish
 from nodeexec.sandboxes import ENDED_FILE, PreparedSandbox
 from schemas.pod import Pod
 
 log = logging.getLogger(__name__)
 
 _PAUSED: Final = "paused"
+_OVER: Final = frozenset({"running", "stopped"})
+_PAUSE_LIMIT_S: Final = 30.0
+_RESUME_LIMIT_S: Final = 10.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Stopper:
     """Pauses, resumes and ends sandboxes of this node."""
 
@@ -34,26 +39,48 @@ class Stopper:
     client: KubeClient
     reports: PodReports
     bundles_dir: Path
+    # Clients of runsc that did not end in time; the next step for their sandbox waits for them.
+    _late: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
-    def pause(self, sandbox: PreparedSandbox) -> None:
-        """Let the sandbox stand still until ``resume`` or ``stop``.
+    def pause(self, sandbox: PreparedSandbox, save: str) -> None:
+        """Let the sandbox stand still until ``resume`` or ``stop``; ``save`` is a snapshot's UID.
 
         Raises:
-            RunscError: it could not be paused.
+            RunscError: it could not be paused, or not in time.
         """
-        sandbox.paused_note.touch(mode=0o600)
-        self.runsc.pause(sandbox.id)
+        descriptor = os.open(sandbox.paused_note, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "w", encoding="utf-8") as note:
+            note.write(save)
+        self._end_late(sandbox.id)
+        self._finish(sandbox.id, self.runsc.pause(sandbox.id), _PAUSE_LIMIT_S)
 
     def resume(self, sandbox: PreparedSandbox) -> None:
-        """Let a sandbox go on, if it was paused."""
+        """Let a sandbox go on, if it was paused; the note stays until that is certain."""
         try:
+            self._end_late(sandbox.id)
             if self.runsc.status(sandbox.id) == _PAUSED:
-                self.runsc.resume(sandbox.id)
+                self._finish(sandbox.id, self.runsc.resume(sandbox.id), _RESUME_LIMIT_S)
         except RunscError as error:
-            if self.runsc.status(sandbox.id) == _PAUSED:
-                log.warning("sandbox %s could not be resumed: %s", sandbox.id, error)
-                return  # the note stays, and the next scan tries again
-        sandbox.paused_note.unlink(missing_ok=True)
+            log.warning("sandbox %s is not resumed yet: %s", sandbox.id, error)
+        if self.runsc.status(sandbox.id) in _OVER or not self.runsc.sandbox_pid(sandbox.id):
+            sandbox.paused_note.unlink(missing_ok=True)
+
+    def _end_late(self, sandbox: str) -> None:
+        """Wait for a client of an earlier pause or resume that did not end in time."""
+        late = self._late.get(sandbox)
+        if late is not None:
+            self._finish(sandbox, late, _RESUME_LIMIT_S)
+
+    def _finish(self, sandbox: str, client: subprocess.Popen[bytes], limit_s: float) -> None:
+        self._late[sandbox] = client
+        try:
+            finish(client, limit_s=limit_s)
+        except RunscTimeoutError:
+            raise
+        except RunscError:
+            self._late.pop(sandbox, None)
+            raise
+        self._late.pop(sandbox, None)
 
     def stop(self, sandbox: PreparedSandbox, pod: Pod, *, going: bool = False) -> None:
         """End the application containers of a saved Pod. ``going`` if it is deleted anyway.

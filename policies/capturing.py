@@ -122,9 +122,11 @@ def _obstacles(pod: Pod) -> list[tuple[str, str]]:
             f"a postStart hook on container {c['name']}",
             "the hook would run before the memory is back; only the last container may have one",
         )
-        for c in containers[:-1]
+        for c in pod.running_containers[:-1]
         if (c.get("lifecycle") or {}).get("postStart")
     ]
+    if spec.get("ephemeralContainers"):
+        found.append(("an ephemeral container", "a new Pod has none; restart the Pod"))
     if spec.get("hostNetwork"):
         found.append(("hostNetwork", "its sockets belong to the node"))
     for container in containers:

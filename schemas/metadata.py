@@ -20,6 +20,7 @@ class Metadata:
     finalizers: tuple[str, ...] = ()
     creation_timestamp: str = ""
     deletion_timestamp: str | None = None
+    deletion_grace_period_s: float = 0.0
     has_controller: bool = False
 
     @classmethod
@@ -37,6 +38,7 @@ class Metadata:
             finalizers=tuple(raw.get("finalizers") or ()),
             creation_timestamp=raw.get("creationTimestamp") or "",
             deletion_timestamp=raw.get("deletionTimestamp"),
+            deletion_grace_period_s=float(raw.get("deletionGracePeriodSeconds") or 0),
             has_controller=any(o.get("controller") for o in raw.get("ownerReferences") or ()),
         )
 

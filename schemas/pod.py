@@ -59,6 +59,17 @@ class Pod:
         return ready is not None and ready.is_true
 
     @property
+    def are_containers_ready(self) -> bool:
+        """Whether all containers are; a Pod may wait longer, for its readiness gates."""
+        ready = self.conditions.get("ContainersReady")
+        return ready is not None and ready.is_true
+
+    @property
+    def gets_new_sandboxes(self) -> bool:
+        """Whether the kubelet makes another sandbox if this one ends."""
+        return self.spec.get("restartPolicy") != "Never"
+
+    @property
     def ready_since(self) -> str:
         """When the Pod became Ready (RFC 3339), empty if it is not or nobody says."""
         ready = self.conditions.get("Ready")

@@ -5,9 +5,10 @@
 tried and failed, so the Pod started cold after all. The event texts are those that clients match.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from schemas.conditions import Condition
 from schemas.names import POD_RESTORED
@@ -69,17 +70,26 @@ def saved_event(namespace: str, snapshot: str) -> str:
 
 
 def ready_limit_s(pod: Pod) -> float | None:
-    """Return how long a restored Pod may take to be Ready, ``None`` if nothing probes it.
+    """Return how long a restored Pod's containers may take to be ready, ``None`` if none is probed.
 
-    Three times what its slowest readiness probe needs for an application that answers at once.
+    Three times what the slowest of them needs for an application that answers at once. The kubelet
+    begins to probe readiness when the startup probe has succeeded.
     """
-    probes = [c["readinessProbe"] for c in pod.running_containers if c.get("readinessProbe")]
-    if not probes:
-        return None
     slowest_s = max(
-        (p.get("initialDelaySeconds") or 0)
-        + (p.get("periodSeconds") or _PERIOD_S) * (p.get("successThreshold") or 1)
-        + (p.get("timeoutSeconds") or _TIMEOUT_S)
-        for p in probes
+        (
+            sum(map(_answer_s, filter(None, (c.get("startupProbe"), c["readinessProbe"]))))
+            for c in pod.running_containers
+            if c.get("readinessProbe")
+        ),
+        default=None,
     )
-    return max(_PROBE_FACTOR * slowest_s, _READY_FLOOR_S)
+    return None if slowest_s is None else max(_PROBE_FACTOR * slowest_s, _READY_FLOOR_S)
+
+
+def _answer_s(probe: Mapping[str, Any]) -> float:
+    seconds: float = (
+        (probe.get("initialDelaySeconds") or 0)
+        + (probe.get("periodSeconds") or _PERIOD_S) * (probe.get("successThreshold") or 1)
+        + (probe.get("timeoutSeconds") or _TIMEOUT_S)
+    )
+    return seconds

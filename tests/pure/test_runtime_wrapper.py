@@ -192,7 +192,10 @@ def test_an_agent_that_hangs_while_it_fetches_costs_what_it_asked_for(
         ("dev.gvisor.spec.mount.data.source", "/etc", False),
         ("dev.gvisor.spec.mount.data.source", "{pods}/../../etc", False),
         ("dev.gvisor.spec.rootfs.source", "/dev/sda", False),
-        ("dev.gvisor.spec.mount.data.source", "{pods}/uid/volumes/x", True),
+        ("dev.gvisor.spec.mount.data.source", "{pods}/another/volumes/x", False),
+        ("dev.gvisor.spec.rootfs.overlay", "dir=/run", False),
+        ("dev.gvisor.spec.mount.data.options", "upper=/run", False),
+        ("dev.gvisor.spec.mount.data.source", "{pods}/uid-1/volumes/x", True),
         ("dev.gvisor.spec.mount.gvisorinternaldevshm.source", "/run/shm/1", True),
         ("dev.gvisor.spec.mount.data.type", "tmpfs", True),
         ("note", "/etc", True),
@@ -203,6 +206,7 @@ def test_no_annotation_steers_runsc_to_files_of_the_node(
 ) -> None:
     """Else a user could have files of the node read or written as root."""
     found = {key: value.format(pods=settings["kubelet_root"] + "/pods")}
+    found["io.kubernetes.cri.sandbox-uid"] = "uid-1"
     spec = {"annotations": found, "mounts": [{"source": "/run/shm/1"}]}
     runtime.drop_steering(runtime.Call(["create"], settings), spec)
     assert (key in found) is stays
