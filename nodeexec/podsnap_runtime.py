@@ -276,8 +276,13 @@ def attempt_mark(settings: "dict[str, str]", uid: str) -> str:
     return os.path.join(settings["state_dir"], "attempts", os.path.basename(uid))
 
 
-def write_mark(call: Call, path: str, decision: "dict[str, Any]", reason: str) -> None:
-    """Leave a note about a restore for the Pod's next sandbox, and for the agent."""
+def write_mark(
+    call: Call, path: str, decision: "dict[str, Any]", reason: str, *, blame: bool = True
+) -> None:
+    """Leave a note about a restore for the Pod's next sandbox, and for the agent.
+
+    ``blame`` if it counts against the snapshot.
+    """
     import time
 
     mark = {
@@ -286,6 +291,7 @@ def write_mark(call: Call, path: str, decision: "dict[str, Any]", reason: str) -
         "snapshot": (decision.get("restore") or {}).get("snapshot", ""),
         "snapshot_uid": (decision.get("restore") or {}).get("snapshot_uid", ""),
         "reason": reason,
+        "blame": blame,
         "at": time.time(),
     }
     try:
@@ -315,10 +321,11 @@ def earlier_failure(settings: "dict[str, str]", uid: str) -> "Any":
 
 
 def start_cold_from_now_on(
-    call: Call, decision: "dict[str, Any]", reason: str, *, kill: bool
+    call: Call, decision: "dict[str, Any]", reason: str, *, kill: bool, blame: bool = True
 ) -> None:
     """Mark the Pod cold and, if ``kill``, end its sandbox so that the kubelet makes a new one."""
-    write_mark(call, cold_mark(call.settings, decision["pod"]["uid"]), decision, reason)
+    path = cold_mark(call.settings, decision["pod"]["uid"])
+    write_mark(call, path, decision, reason, blame=blame)
     if kill:
         kill_sandbox(call, decision["sandbox"])
     ask_agent(call.settings, {"op": "fell-back", "pod": decision["pod"]}, REPORT_S)
@@ -428,9 +435,7 @@ def prepare_sandbox(
     """Write what makes a governed sandbox restorable, and remember the decision."""
     annotations = spec["annotations"]
     pod = pod_of(annotations)
-    volumes = os.path.join(
-        call.settings["kubelet_root"], "pods", pod["uid"], "volumes/kubernetes.io~empty-dir"
-    )
+    volumes = empty_dirs(call, pod)
     names = sorted(os.listdir(volumes)) if os.path.isdir(volumes) else []
     for name in names:
         # With complete hints an emptyDir lives inside the sandbox, and so in the image.
@@ -516,6 +521,8 @@ def create_governed(
             allow_rootfs_tar(call)
     set_oom_constant(bundle, spec)
     store(os.path.join(bundle, CONFIG), spec)
+    if not restore and shares_lost_volumes(call, decision, spec):
+        return refuse_anew(call, decision, name)
     if not restore or restore.get("rootfs_only"):
         return None
     expected = restore["image_ids"][name]
@@ -525,10 +532,43 @@ def create_governed(
             f"spec.containers[{name}].image is {found or 'unknown'} by its ID, "
             f"saved with {expected or 'none'}"
         )
-        start_cold_from_now_on(call, decision, reason, kill=True)
+        start_cold_from_now_on(call, decision, reason, kill=True, blame=False)
         call.tell(f"{reason}; the Pod starts cold")
         return 1
     return None
+
+
+def shares_lost_volumes(call: Call, decision: "dict[str, Any]", spec: "dict[str, Any]") -> bool:
+    """Tell whether a container is made in a restored sandbox and mounts an emptyDir.
+
+    After a restore runsc has forgotten which of them are shared. The container would get an empty
+    one, and its backing file is that of the other containers' memory, which they lose.
+    """
+    restore, pod = decision["restore"], decision["pod"]
+    if not restore or restore.get("rootfs_only"):
+        return False
+    if os.path.exists(cold_mark(call.settings, pod["uid"])):
+        return False
+    volumes = empty_dirs(call, pod)
+    return any(str(m.get("source")).startswith(volumes) for m in spec.get("mounts") or ())
+
+
+def refuse_anew(call: Call, decision: "dict[str, Any]", name: str) -> int:
+    """Start the whole Pod cold in place of one container that was saved; refuse any other."""
+    reason = (
+        f"container {name} was to be made anew, and gVisor cannot share an emptyDir of a restored "
+        "Pod with a new container"
+    )
+    if name in decision["restore"]["image_ids"]:
+        start_cold_from_now_on(call, decision, reason, kill=True, blame=False)
+    call.tell(reason)
+    return 1
+
+
+def empty_dirs(call: Call, pod: "dict[str, str]") -> str:
+    """Return the directory of a Pod's emptyDir volumes, with a slash at its end."""
+    root = call.settings["kubelet_root"]
+    return os.path.join(root, "pods", pod["uid"], "volumes/kubernetes.io~empty-dir", "")
 
 
 def allow_rootfs_tar(call: Call) -> None:

@@ -154,8 +154,8 @@ class RestoreReports:
     def _count(self, pod: Pod, cold: ColdMark) -> None:
         """Count a failed restore against its snapshot; several take it out of use."""
         snapshot = self.view.snapshots.store.get(pod.metadata.namespace, cold.snapshot)
-        # Another image is the Pod's matter, and a deleted Pod takes its sandbox with it.
-        if snapshot is None or ".image is " in cold.reason or pod.metadata.is_deleting:
+        # A deleted Pod takes its sandbox with it.
+        if snapshot is None or not cold.blame or pod.metadata.is_deleting:
             return
         if cold.snapshot_uid not in {"", snapshot.metadata.uid}:
             return  # of an earlier snapshot of the same name

@@ -73,13 +73,17 @@ class PreparedSandbox:
 
 @dataclass(frozen=True, slots=True)
 class ColdMark:
-    """The runtime's note that a restore of a Pod failed and that it starts cold from now on."""
+    """The runtime's note that a restore of a Pod failed and that it starts cold from now on.
+
+    ``blame`` if it counts against the snapshot: another image is the Pod's own matter.
+    """
 
     snapshot: str
     reason: str
     at_s: float
     snapshot_uid: str = ""
     is_told: bool = False
+    blame: bool = True
 
 
 def read_cold_mark(mark: Path) -> ColdMark | None:
@@ -92,6 +96,7 @@ def read_cold_mark(mark: Path) -> ColdMark | None:
             at_s=float(raw["at"]),
             snapshot_uid=raw.get("snapshot_uid", ""),
             is_told=bool(raw.get("told")),
+            blame=bool(raw.get("blame", True)),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

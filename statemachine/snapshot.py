@@ -162,7 +162,7 @@ RULES: Final[tuple[Rule, ...]] = (
     (_is_saved, lambda f: Step(State.UPLOADING, f"{_size(f)} are being uploaded")),
     (
         lambda f: f.snapshot.capture is not None,
-        lambda f: Step(State.CHECKPOINTING, f"Pod {f.snapshot.origin_pod} is being saved"),
+        lambda f: Step(State.CHECKPOINTING, f"Pod {_saved_pod(f)} is being saved"),
     ),
     (
         lambda f: not f.policy_exists,
@@ -310,6 +310,12 @@ def _entered_at(snapshot: Snapshot, state: State) -> str:
 
 def _states(snapshot: Snapshot) -> set[str]:
     return {e.state for e in snapshot.control.story}
+
+
+def _saved_pod(facts: SnapshotFacts) -> str:
+    # A workload's snapshot may be filled by another Pod than the one it was made for.
+    capture = facts.snapshot.capture
+    return capture.pod_name if capture and capture.pod_name else facts.snapshot.origin_pod
 
 
 def _size(facts: SnapshotFacts) -> str:

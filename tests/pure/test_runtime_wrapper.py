@@ -635,3 +635,30 @@ def test_a_sandbox_that_waits_for_its_memory_gives_no_statistics(
     asked = node.call("events", "--stats", "app")
 
     assert (asked.returncode, len(node.runsc_calls())) == ((1, 0) if restoring else (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "volume", "code", "cold"),
+    [
+        ("main", "kubernetes.io~empty-dir/data", 1, True),
+        ("debugger", "kubernetes.io~empty-dir/data", 1, False),
+        ("main", "kubernetes.io~configmap/data", 0, False),
+    ],
+    ids=["a container that was saved", "one that was not", "one without an emptyDir"],
+)
+def test_no_container_is_made_anew_beside_restored_ones_that_share_an_emptydir(
+    node: Node, settings: dict[str, str], name: str, volume: str, code: int, *, cold: bool
+) -> None:
+    """The others would lose theirs; so the whole Pod starts cold, and the snapshot has no blame."""
+    node.decide(restore=RESTORE)
+    (node.sandbox / runtime.STARTED).mkdir()
+    (node.sandbox / runtime.STARTED / "main").touch()
+    mount = {"source": f"{settings['kubelet_root']}/pods/uid-1/volumes/{volume}"}
+    named = annotations("container", **{f"{CRI}container-name": name})
+    (node.container / "config.json").write_bytes(raw_spec(annotations=named, mounts=[mount]))
+
+    made = node.call("create", "--bundle", str(node.container), "app")
+
+    mark = Path(runtime.cold_mark(settings, "uid-1"))
+    assert (made.returncode, mark.exists(), len(node.runsc_calls())) == (code, cold, 1 - code)
+    assert not cold or runtime.load(str(mark))["blame"] is False
