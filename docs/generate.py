@@ -8,6 +8,7 @@ outside the two markers.
 """
 
 import json
+import runpy
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -28,6 +29,10 @@ HEADER: Final = f"<!-- SPDX-License-Identifier: Apache-2.0 -->\n{SOURCE}\n"
 BEGIN: Final = "<!-- generated: states -->"
 END: Final = "<!-- end of generated -->"
 
+FAULTS: Final = DOCS.parent / "tests" / "faults"
+RESULTS: Final = FAULTS / "results.json"
+LAST_RUN: Final = DOCS.parent / "build" / "faults.json"
+
 _CONDITION_FIELDS: Final = frozenset({"type", "status", "reason", "message"})
 
 
@@ -39,6 +44,7 @@ def pages() -> dict[Path, str]:
         DOCS / "reference" / "conditions.md": conditions(),
         DOCS / "reference" / "crds.md": crds(),
         DOCS / "reference" / "cli.md": command_line(),
+        **({DOCS / "fault-table.md": faults()} if RESULTS.exists() else {}),
     }
 
 
@@ -250,6 +256,62 @@ def _prose(text: str) -> str:
     return " ".join(text.replace("``", "`").split())
 
 
+# -- faults
+
+
+def faults() -> str:
+    """Say what happened when each process was killed at each step (tests/faults/kill_table.py)."""
+    cells = runpy.run_path(str(FAULTS / "kill_table.py"))
+    steps, victims, unreachable = cells["STEPS"], cells["VICTIMS"], cells["unreachable"]
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    reasons: list[str] = []
+
+    def cell(step: Any, victim: str) -> str:  # noqa: ANN401 - a Step of that file
+        reason = unreachable(step, victim)
+        if reason:
+            if reason not in reasons:
+                reasons.append(reason)
+            return f"none ({reasons.index(reason) + 1})"
+        found = results.get(step.id, {}).get(victim)
+        return f"{found['outcome']}, {found['seconds']:.0f} s" if found else "not run"
+
+    rows = [[step.id, *(cell(step, victim) for victim in victims)] for step in steps]
+    run = sum(not unreachable(step, victim) for step in steps for victim in victims)
+    shown = [[step.id, step.shown_by] for step in steps]
+    return (
+        f"{HEADER}\n# What a kill does\n\n"
+        "Each process is killed with SIGKILL at each named step on the real cluster, and its "
+        "supervisor starts it\nagain. A cell says how the save, the start or the deletion ended, "
+        "and how many seconds after the kill\neverything was as it should be. After each cell: "
+        "Pods run, the saved one with the same memory unless it\nwas the victim; every snapshot "
+        "that is offered has all its objects with the right digests. After each\ngroup: no orphan "
+        "in staging, cache, bucket, runsc's root or the API. `tests/faults/test_kill_table.py`\n"
+        f"runs the {run} cells.\n\n"
+        f"{table(['step', *victims], rows)}\n"
+        "- *finished*: the first attempt ended well; *done again*: a further attempt did\n"
+        "- *failed, told*: the trigger is `Failed` with the reason; the Pod runs\n"
+        "- *restored*, *cold start*: how the new Pod came to run; *then started again*: the "
+        "kubelet, which never heard of the\n  start, made the container anew\n\n"
+        "No such cell:\n\n"
+        + "".join(f"{n}. {reason}\n" for n, reason in enumerate(reasons, 1))
+        + "\n## The steps\n\nA step is held by stopping the process that would go past it, until "
+        f"the victim is dead.\n\n{table(['step', 'the test sees'], shown)}"
+    )
+
+
+def take_over_last_run() -> None:
+    """Bring what the last run of the kill table noted into the committed results."""
+    if not LAST_RUN.exists():
+        return
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    for line in LAST_RUN.read_text(encoding="utf-8").splitlines():
+        cell = json.loads(line)
+        victims = results.setdefault(cell["step"], {})
+        victims[cell["victim"]] = {"outcome": cell["outcome"], "seconds": cell["seconds"]}
+    text = json.dumps(results, indent=1, sort_keys=True) + "\n"
+    RESULTS.write_text(text, encoding="utf-8")
+
+
 def table(header: list[str], rows: Iterable[list[str]]) -> str:
     """Write a Markdown table; a ``|`` in a cell is escaped."""
     lines = [header, ["---"] * len(header), *rows]
@@ -260,6 +322,8 @@ def table(header: list[str], rows: Iterable[list[str]]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Write what is stale, or with ``--check`` name it; returns the exit code."""
+    if "--check" not in arguments:
+        take_over_last_run()
     stale = [
         path
         for path, text in pages().items()

@@ -4,23 +4,58 @@
 Each scene has a namespace, a storage config and a bucket of its own, so scenes never meet.
 """
 
+import contextlib
 import json
 import threading
 import time
+import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
 
 from localcluster.cluster import LocalCluster
-from localcluster.pod_times import Observed, PodTimes
+from localcluster.node import METRICS_PORT
+from localcluster.pod_times import Observed, PodTimes, watching
 from schemas.names import POD_RESTORED
 from schemas.pod import Pod
 from schemas.snapshot import Snapshot
 
 COUNTER = "podsnap.local/counter:1"
 LIMIT_S = 60.0
+# A container's program that runs the Python it is sent, so that a test can put any state into a
+# Pod's memory and look at it later. ``ready`` and ``alive`` are the answers to probes.
+INTERPRETER = """
+import http.server, json, os, socket, sys, threading, traceback
+
+names = {"nonce": os.urandom(8).hex(), "ready": 200, "alive": 200}
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.answer(names[self.path.strip("/")], None)
+
+    def do_POST(self):
+        statements = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        try:
+            exec(statements, names)
+            self.answer(200, names.pop("answer", None))
+        except Exception:
+            self.answer(500, traceback.format_exc())
+
+    def answer(self, code, value):
+        body = json.dumps(value).encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+http.server.ThreadingHTTPServer(("0.0.0.0", int(sys.argv[1])), Handler).serve_forever()
+"""
 
 T = TypeVar("T")
 
@@ -69,17 +104,26 @@ class Scene:
             }
         )
 
-    def policy(self, trigger: str = "manual", name: str = "policy") -> None:
+    def policy(
+        self,
+        trigger: str = "manual",
+        name: str = "policy",
+        *,
+        post: str = "resume",
+        scope: str = "whole-pod",
+        annotations: Mapping[str, str] | None = None,
+    ) -> None:
         """Create a policy for Pods with label ``app: counter``."""
         self.apply(
             {
                 "apiVersion": "podsnapshot.gke.io/v1",
                 "kind": "PodSnapshotPolicy",
-                "metadata": {"name": name},
+                "metadata": {"name": name, "annotations": dict(annotations or {})},
                 "spec": {
                     "storageConfigName": self.namespace,
                     "selector": {"matchLabels": {"app": "counter"}},
-                    "triggerConfig": {"type": trigger},
+                    "triggerConfig": {"type": trigger, "postCheckpoint": post},
+                    "snapshotScope": scope,
                 },
             }
         )
@@ -88,6 +132,26 @@ class Scene:
 
     def pod(self, name: str, **changes: Any) -> None:  # noqa: ANN401 - parts of a Pod
         """Create a counter Pod; ``container``, ``spec`` and ``annotations`` are merged in."""
+        template = self._template(changes)
+        template["metadata"]["name"] = name
+        self.apply({"apiVersion": "v1", "kind": "Pod", **template})
+
+    def deployment(self, name: str, *, replicas: int = 1, **changes: Any) -> None:  # noqa: ANN401 - as ``pod``
+        """Create a Deployment of counter Pods."""
+        self.apply(
+            {
+                "apiVersion": "apps/v1",
+                "kind": "Deployment",
+                "metadata": {"name": name},
+                "spec": {
+                    "replicas": replicas,
+                    "selector": {"matchLabels": {"app": "counter"}},
+                    "template": self._template(changes),
+                },
+            }
+        )
+
+    def _template(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         container: dict[str, Any] = {
             "name": "counter",
             "image": COUNTER,
@@ -102,18 +166,13 @@ class Scene:
             "containers": [container],
             **changes.get("spec", {}),
         }
-        self.apply(
-            {
-                "apiVersion": "v1",
-                "kind": "Pod",
-                "metadata": {
-                    "name": name,
-                    "labels": {"app": "counter", **changes.get("labels", {})},
-                    "annotations": changes.get("annotations", {}),
-                },
-                "spec": spec,
-            }
-        )
+        return {
+            "metadata": {
+                "labels": {"app": "counter", **changes.get("labels", {})},
+                "annotations": changes.get("annotations", {}),
+            },
+            "spec": spec,
+        }
 
     def ready_pod(self, name: str, **changes: Any) -> Observed:  # noqa: ANN401 - as ``pod``
         """Create a Pod and wait until it is Ready."""
@@ -230,6 +289,49 @@ class Scene:
             limit_s=15,
         )
 
+    def phase(self, pod: str) -> str:
+        """Return a Pod's phase."""
+        return str(self.get("pod", pod)["status"].get("phase", ""))
+
+    def container(self, pod: str, name: str = "counter") -> dict[str, Any]:
+        """Return the status of a container, an init container's too."""
+        status = self.get("pod", pod)["status"]
+        both = (*status.get("containerStatuses", ()), *status.get("initContainerStatuses", ()))
+        return next((c for c in both if c["name"] == name), {})
+
+    # -- endings
+
+    def delete(self, pod: str, *flags: str) -> float:
+        """Delete a Pod and wait until it is gone; returns the seconds that it took."""
+        began_s = time.monotonic()
+        self.kubectl("delete", "pod", pod, f"--timeout={LIMIT_S:.0f}s", *flags)
+        return time.monotonic() - began_s
+
+    @contextlib.contextmanager
+    def without_agent(self) -> Iterator[None]:
+        """Do something while the node's agent is away."""
+        agent = self.cluster.component("node1", "agent")
+        agent.kill()
+        agent.stop()
+        try:
+            yield
+        finally:
+            agent.start()
+            self.wait_for_agent()
+
+    def wait_for_agent(self) -> None:
+        """Wait until the node's agent can decide."""
+        url = f"http://{self.cluster.nodes[0].address}:{METRICS_PORT}/readyz"
+
+        def is_ready() -> bool:
+            try:
+                with urllib.request.urlopen(url, timeout=2) as answer:
+                    return bool(answer.status == HTTPStatus.OK)
+            except OSError:
+                return False
+
+        eventually("an agent that is ready", is_ready)
+
     # -- places
 
     @property
@@ -260,3 +362,31 @@ class Scene:
     def staged(self) -> list[str]:
         """Return what lies in the node's staging directory, the workloads' folder aside."""
         return [p.name for p in (self.node_state / "staging").iterdir() if p.name != "workload"]
+
+    # -- programs told what to do
+
+    def tell(self, pod: str, statements: str, port: int = 8080) -> Any:  # noqa: ANN401 - JSON
+        """Have an interpreter (``INTERPRETER``) in a Pod run Python; returns its ``answer``."""
+        address = Pod.parse(self.get("pod", pod)).pod_ip
+        told = urllib.request.Request(f"http://{address}:{port}/", data=statements.encode())
+        try:
+            with urllib.request.urlopen(told, timeout=10) as answer:  # noqa: S310 - http
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"in Pod {pod}: {json.load(error)}") from error
+
+
+@contextlib.contextmanager
+def new_scene(cluster: LocalCluster, namespace: str) -> Iterator[Scene]:
+    """Make a scene for several tests, and take it away at the end."""
+    cluster.kubectl("create", "namespace", namespace)
+    with watching(cluster.kubeconfig, namespace) as times:
+        found = Scene(cluster, namespace, times)
+        found.storage()
+        try:
+            yield found
+        finally:
+            with contextlib.suppress(Exception):
+                found.kubectl("delete", "pods,ps,psmt,psp", "--all", "--wait=false")
+            cluster.kubectl("delete", "namespace", namespace, "--wait=false")
+            cluster.kubectl("delete", "pssc", namespace, "--ignore-not-found")

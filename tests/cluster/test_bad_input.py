@@ -39,23 +39,6 @@ def test_a_pod_outside_gvisor_is_refused(scene: Scene) -> None:
     assert "set runtimeClassName: gvisor" in answer["message"]
 
 
-def test_a_pod_with_an_init_container_is_refused_before_it_is_paused(scene: Scene) -> None:
-    """It could never be restored, so it is never saved."""
-    init = {
-        "name": "setup",
-        "image": "podsnap.local/counter:1",
-        "imagePullPolicy": "Never",
-        "command": ["/usr/bin/python3", "-c", "pass"],
-    }
-    scene.policy()
-    scene.ready_pod("first", spec={"initContainers": [init]})
-
-    answer = scene.triggered(scene.trigger("first"))
-
-    assert answer["reason"] == "Failed"
-    assert "init container setup" in answer["message"]
-
-
 def test_a_missing_bucket_makes_a_trigger_wait_and_is_told(scene: Scene) -> None:
     """Storage that appears later is used then; nothing has to be done again."""
     scene.policy()
