@@ -128,3 +128,12 @@ def test_every_page_says_its_licence_first(page: Path) -> None:
     first = page.read_text(encoding="utf-8").partition("\n")[0]
 
     assert first == "<!-- SPDX-License-Identifier: Apache-2.0 -->"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_test_that_a_page_names_exists(page: Path) -> None:
+    """A promise without the test that shows it would be worth nothing."""
+    sources = (p.read_text(encoding="utf-8") for p in (ROOT / "tests").rglob("test_*.py"))
+    there = set(re.findall(r"^def (test_\w+)", "\n".join(sources), re.MULTILINE))
+    named = set(re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8")))
+    assert named <= there
