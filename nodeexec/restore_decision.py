@@ -99,7 +99,7 @@ class RestoreDecider:
     clock: Clock
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _fetches: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(2, thread_name_prefix="fetch")
+        default_factory=lambda: ThreadPoolExecutor(8, thread_name_prefix="fetch")
     )
     _running: dict[str, Future[Path]] = field(default_factory=dict)
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The real cluster, once per run, and a scene of its own for each test that wants one."""
 
-import contextlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +9,7 @@ import pytest
 
 from localcluster.cluster import LocalCluster
 from localcluster.images import build_image, default_cache
-from localcluster.pod_times import watching
-from tests.cluster_scene import Scene
+from tests.cluster_scene import Scene, new_scene
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 _numbers = itertools.count(1)
@@ -41,15 +39,5 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[LocalCluster]:
 @pytest.fixture
 def scene(cluster: LocalCluster) -> Iterator[Scene]:
     """Give a test its own namespace, bucket and storage config."""
-    namespace = f"scene-{next(_numbers)}"
-    cluster.kubectl("create", "namespace", namespace)
-    with watching(cluster.kubeconfig, namespace) as times:
-        found = Scene(cluster, namespace, times)
-        found.storage()
-        try:
-            yield found
-        finally:
-            with contextlib.suppress(Exception):
-                found.kubectl("delete", "pods,ps,psmt,psp", "--all", "--wait=false")
-            cluster.kubectl("delete", "namespace", namespace, "--wait=false")
-            cluster.kubectl("delete", "pssc", namespace, "--ignore-not-found")
+    with new_scene(cluster, f"scene-{next(_numbers)}") as found:
+        yield found

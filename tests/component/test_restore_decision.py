@@ -29,7 +29,7 @@ from runsc_sandbox import (
 )
 
 from backends.clock import SystemClock
-from backends.kube.client import KubeClient
+from backends.kube.client import POD_SNAPSHOT_STORAGE_CONFIGS, KubeClient
 from backends.kube.events import EventRecorder
 from backends.objects.interface import ObjectInfo
 from backends.objects.localdir import LocalDirStore
@@ -41,7 +41,7 @@ from nodeexec.node_cache import NodeCache
 from nodeexec.pod_reports import PodReports
 from nodeexec.restore_decision import Decision, RestoreDecider
 from reconciler.snapshot_controller import SnapshotController
-from schemas.names import READY
+from schemas.names import NAMESPACES_ANNOTATION, READY
 from schemas.pod import Pod
 from schemas.policy import GATE_LIMIT_S
 from schemas.snapshot import Compatibility, Snapshot
@@ -444,3 +444,25 @@ def test_a_pod_whose_restore_failed_starts_cold_with_that_reason(deciding: Decid
     assert decision.reason == "the sandbox ended"
     assert decision.to_answer()["restore"] is None
     assert decision.to_answer()["governed"]
+
+
+def test_a_bucket_that_is_not_for_the_namespace_is_not_restored_from(deciding: Deciding) -> None:
+    """Whoever took a bucket away from a namespace means its old snapshots too."""
+    world, pod = deciding.saving.world, deciding.new_pod()
+    world.admin.merge_patch(
+        POD_SNAPSHOT_STORAGE_CONFIGS,
+        world.store,
+        {"metadata": {"annotations": {NAMESPACES_ANNOTATION: "another"}}},
+        field_manager="test",
+    )
+    configs = deciding.view.storage_configs.store
+
+    def is_closed() -> bool:
+        found = configs.get("", world.store)
+        return found is not None and not found.allows(world.namespace)
+
+    eventually(is_closed, "the agent's cache shows the annotation")
+    decision = deciding.ask(deciding.here(), pod)
+
+    assert decision.snapshot is None
+    assert decision.reason.endswith("is not for this namespace")
