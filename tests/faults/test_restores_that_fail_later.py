@@ -29,7 +29,7 @@ SELFISH: dict[str, Any] = {
         "periodSeconds": 1,
     },
 }
-LATER_S = 90.0
+LATER_S = 150.0
 
 
 def test_pods_that_are_never_ready_after_their_restore_start_cold_and_three_are_enough(
@@ -46,7 +46,7 @@ def test_pods_that_are_never_ready_after_their_restore_start_cold_and_three_are_
     for pod in sick:
         eventually(f"Pod {pod} cold", lambda pod=pod: is_cold(scene, pod), limit_s=LATER_S)
         assert "was not Ready" in scene.event(pod, COLD)
-        assert restarts(scene, pod) <= 1
+        assert restarts(scene, pod) <= 2  # one in the dead sandbox, one in the next
     quarantined = eventually("quarantine", lambda: refusal(scene, name))
     scene.ready_pod("fifth", container=SELFISH)
     scene.kubectl("annotate", "ps", name, "podsnap.dev/quarantine=lifted")
