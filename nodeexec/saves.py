@@ -173,13 +173,22 @@ class NodeSaves:
         job = self._job(snapshot, pod, sandbox, policy)
         if isinstance(job, float):
             return job
-
-        def save() -> tuple[Snapshot, CaptureRecord]:
-            with self.locks.of(sandbox.id), self.metrics.saving.track_inprogress():
-                return self.capturer.save(job, attempt=attempt)
-
-        self._carry_through(snapshot, save, pod)
+        self._carry_through(snapshot, lambda: self._capture(job, attempt=attempt), pod)
         return None
+
+    def _capture(self, job: CaptureJob, *, attempt: int) -> tuple[Snapshot, CaptureRecord]:
+        """Save a sandbox, one save at a time; a Pod that is being deleted waits until its end."""
+        lock = self.locks.of(job.sandbox.id)
+        limit_s = -1.0  # as long as it takes
+        if job.ends_s is not None:
+            limit_s = max(job.ends_s - self.capturer.clock.monotonic_s(), 0)
+        held = lock.acquire(timeout=limit_s)  # without it the save is late, and told as such
+        try:
+            with self.metrics.saving.track_inprogress():
+                return self.capturer.save(job, attempt=attempt)
+        finally:
+            if held:
+                lock.release()
 
     def save_parting(
         self,
@@ -202,21 +211,9 @@ class NodeSaves:
             self._tell_failure(snapshot, failure, pod)
             return
         job = replace(job, ends_s=ends_s, on_written=on_written)
-        lock = self.locks.of(sandbox.id)
-
-        def save() -> tuple[Snapshot, CaptureRecord]:
-            # Another save of the Pod may be under way; whatever is late is told as such.
-            held = lock.acquire(timeout=max(ends_s - self.capturer.clock.monotonic_s(), 0))
-            try:
-                with self.metrics.saving.track_inprogress():
-                    return self.capturer.save(job, attempt=1)
-            finally:
-                if held:
-                    lock.release()
-
         self._parting.add(snapshot.metadata.uid)
         try:
-            self._carry_through(snapshot, save, pod)
+            self._carry_through(snapshot, lambda: self._capture(job, attempt=1), pod)
         except StoppedError as stopped:
             log.info("%s", stopped)
         finally:

@@ -72,15 +72,12 @@ class Stopper:
             self._finish(sandbox, late, _RESUME_LIMIT_S)
 
     def _finish(self, sandbox: str, client: subprocess.Popen[bytes], limit_s: float) -> None:
-        self._late[sandbox] = client
+        self._late.pop(sandbox, None)
         try:
             finish(client, limit_s=limit_s)
         except RunscTimeoutError:
+            self._late[sandbox] = client
             raise
-        except RunscError:
-            self._late.pop(sandbox, None)
-            raise
-        self._late.pop(sandbox, None)
 
     def stop(self, sandbox: PreparedSandbox, pod: Pod, *, going: bool = False) -> None:
         """End the application containers of a saved Pod. ``going`` if it is deleted anyway.

@@ -106,11 +106,6 @@ class Pod:
         return self.metadata.annotations.get(PS_NAME_ANNOTATION)
 
     @property
-    def container_names(self) -> tuple[str, ...]:
-        """Names of the ordinary containers, in order."""
-        return tuple(c["name"] for c in self.spec.get("containers") or ())
-
-    @property
     def running_containers(self) -> tuple[Mapping[str, Any], ...]:
         """All containers that run side by side: sidecars and the ordinary ones."""
         sidecars = (

@@ -245,7 +245,7 @@ def test_files_come_back_into_another_image_and_command(scene: Scene) -> None:
 
 # -- init containers, sidecars, hooks
 
-WORK: dict[str, Any] = {"volumeMounts": [{"name": "work", "mountPath": "/work"}]}
+WORK: dict[str, Any] = {"volumeMounts": [{"name": "work", "mountPath": "/shared"}]}
 PREPARE = {
     "name": "prepare",
     "image": COUNTER,
@@ -253,7 +253,7 @@ PREPARE = {
     "command": [
         "/usr/bin/python3",
         "-c",
-        "import os; open('/work/prepared', 'a').write(os.urandom(8).hex() + '\\n')",
+        "import os; open('/shared/prepared', 'a').write(os.urandom(8).hex() + '\\n')",
     ],
     **WORK,
 }
@@ -274,7 +274,7 @@ def test_a_restored_pod_does_not_run_its_init_containers_again(scene: Scene) -> 
     spec = with_work(told(**WORK), inits=[PREPARE, {**PREPARE, "name": "again"}])
     scene.policy()
     scene.ready_pod("first", spec=spec)
-    look = "answer = open('/work/prepared').read().split()"
+    look = "answer = open('/shared/prepared').read().split()"
     prepared = scene.tell("first", look)
     nonce = memory(scene, "first")
     scene.save("first")
@@ -312,7 +312,7 @@ HOOK: dict[str, Any] = {
     "lifecycle": {
         "postStart": {
             "exec": {
-                "command": ["/usr/bin/python3", "-c", "open('/work/hooks', 'a').write('ran\\n')"]
+                "command": ["/usr/bin/python3", "-c", "open('/shared/hooks', 'a').write('ran\\n')"]
             }
         }
     }
@@ -350,7 +350,7 @@ def test_the_hook_of_the_last_container_runs_again_in_the_restored_pod(scene: Sc
     spec = with_work(told(**WORK, **HOOK))
     scene.policy()
     scene.ready_pod("first", spec=spec)
-    look = "answer = open('/work/hooks').read().split()"
+    look = "answer = open('/shared/hooks').read().split()"
     assert scene.tell("first", look) == ["ran"]
     nonce = memory(scene, "first")
     scene.save("first")
