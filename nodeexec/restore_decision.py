@@ -25,7 +25,8 @@ from nodeexec.node_cache import DamagedError, FetchError, NodeCache
 from policies.distill import distill
 from policies.matching import Candidate, Choice, awaited, choose
 from schemas.pod import Pod
-from schemas.policy import GATE_LIMIT_S, Policy, TriggerType
+from schemas.policy import Policy, TriggerType
+from schemas.policy_options import GATE_LIMIT_S
 from schemas.snapshot import Compatibility, Snapshot
 from schemas.storage_config import Location
 from statemachine.restore import Outcome
@@ -179,7 +180,7 @@ class RestoreDecider:
         """Choose a snapshot; behind the gate, wait for one that is in the making."""
         policy, store = candidate.policy, self.view.snapshots.store
         goes = policy.stops or policy.trigger_type is TriggerType.ON_DELETE
-        gate_s = policy.gate_s or (_SUCCESSOR_GATE_S if goes else 0.0)
+        gate_s = policy.options.gate_s or (_SUCCESSOR_GATE_S if goes else 0.0)
         choice = choose(candidate, store.items())
         if not gate_s or awaited(candidate, store.items()) is None:
             return choice

@@ -287,7 +287,7 @@ class NodeSaves:
         for text in warnings(pod, memory_bytes):
             self.reports.event(pod, "Warning", text)
         pause_s = 0.0 if policy.rootfs_only else self.capturer.estimate.seconds(memory_bytes)
-        if pause_s <= policy.probe_budget_s:
+        if pause_s <= policy.options.probe_budget_s:
             return None
         figures = (
             f"saving {memory_bytes / 1e6:.0f} MB pauses Pod {pod.metadata.name} for about "
@@ -298,9 +298,9 @@ class NodeSaves:
             return None
         return Failure(
             "PauseTooLong",
-            f"{figures}, more than the {policy.probe_budget_s:g} s that a serving Pod may stand "
-            f"still; raise the policy's annotation {PROBE_BUDGET_ANNOTATION}, or use a manual or "
-            "workload trigger",
+            f"{figures}, more than the {policy.options.probe_budget_s:g} s that a serving Pod may "
+            f"stand still; raise the policy's annotation {PROBE_BUDGET_ANNOTATION}, or use a "
+            "manual or workload trigger",
         )
 
     def _job(

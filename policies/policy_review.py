@@ -46,8 +46,8 @@ def review(facts: PolicyFacts) -> Condition:
     found = unsupported(policy)
     if found:
         return _ready(policy, "Unsupported", found)
-    if policy.option_errors:
-        wrong = "; ".join(policy.option_errors)
+    if policy.options.errors:
+        wrong = "; ".join(policy.options.errors)
         return _ready(policy, "InvalidAnnotation", f"{wrong}; the default holds meanwhile")
     storage = storage_usable(policy, facts.storage)
     if not storage.usable:

@@ -48,7 +48,8 @@ class SnapshotFacts:
 
     ``origin_alive`` is whether the Pod to be saved still exists with the same UID;
     ``agent_alive`` whether the capturing node's agent gave a sign of life lately;
-    ``waiting_for`` what keeps a pending save from starting, for people.
+    ``waiting_for`` what keeps a pending save from starting, for people; ``superseded`` why nobody
+    will want the stored snapshot again (a sentence, empty if somebody might).
     """
 
     snapshot: Snapshot
@@ -56,6 +57,7 @@ class SnapshotFacts:
     origin_alive: bool = True
     agent_alive: bool = True
     waiting_for: str = ""
+    superseded: str = ""
     bytes_remain: bool = True
 
 
@@ -125,6 +127,8 @@ def _obsolete(facts: SnapshotFacts) -> Step:
     snapshot = facts.snapshot
     if snapshot.quarantine:
         return Step(State.OBSOLETE, f"quarantined: {snapshot.quarantine}")
+    if facts.policy_exists:
+        return Step(State.OBSOLETE, facts.superseded)
     return Step(
         State.OBSOLETE,
         f"its policy {snapshot.policy_name} is gone; it comes back with a policy of that name",
@@ -150,7 +154,9 @@ RULES: Final[tuple[Rule, ...]] = (
     (lambda f: f.snapshot.metadata.is_deleting, _deleting),
     (_has_failed, _failed),
     (
-        lambda f: _is_stored(f) and bool(f.snapshot.quarantine or not f.policy_exists),
+        lambda f: (
+            _is_stored(f) and bool(f.snapshot.quarantine or not f.policy_exists or f.superseded)
+        ),
         _obsolete,
     ),
     (_is_stored, lambda _: Step(State.AVAILABLE, "restores are possible")),

@@ -43,7 +43,7 @@ from nodeexec.restore_decision import Decision, RestoreDecider
 from reconciler.snapshot_controller import SnapshotController
 from schemas.names import NAMESPACES_ANNOTATION, READY
 from schemas.pod import Pod
-from schemas.policy import GATE_LIMIT_S
+from schemas.policy_options import GATE_LIMIT_S
 from schemas.snapshot import Compatibility, Snapshot
 from schemas.storage_config import Location
 from statemachine.restore import Outcome

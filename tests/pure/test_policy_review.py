@@ -12,6 +12,7 @@ from schemas.metadata import Metadata
 from schemas.names import GATE_ANNOTATION, IDENTITY_LABEL, ORIGIN_POD_ANNOTATION
 from schemas.pod import Pod
 from schemas.policy import Policy
+from schemas.policy_options import PolicyOptions
 from schemas.snapshot import Snapshot
 from schemas.storage_config import Location, StorageConfig
 
@@ -29,8 +30,7 @@ def facts(of: Policy | None = None, *pods: Pod, **more: Any) -> PolicyFacts:  # 
 
 def wrong_gate() -> Policy:
     """Return a policy with an annotation that cannot be read."""
-    found = policy()
-    return replace(found, metadata=replace(found.metadata, annotations={GATE_ANNOTATION: "soon"}))
+    return replace(policy(), options=PolicyOptions.parse({GATE_ANNOTATION: "soon"}))
 
 
 def spent(name: str) -> Snapshot:
