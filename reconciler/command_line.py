@@ -48,7 +48,12 @@ def controller(
     from backends.clock import SystemClock
     from backends.kube.client import KubeClient
     from backends.kube.transport import Transport
-    from backends.telemetry import HttpEndpoint, configure_logging, configure_tracing
+    from backends.telemetry import (
+        HttpEndpoint,
+        api_request_counter,
+        configure_logging,
+        configure_tracing,
+    )
     from reconciler.gke_addon import refusal, traces_of_addon
     from reconciler.manager import Manager, ManagerSettings, default_identity
 
@@ -68,6 +73,7 @@ def controller(
     if refused:
         raise click.ClickException(refused)
     manager = Manager(settings, client, clock)
+    transport.on_answer = api_request_counter(manager.metrics.registry)
     endpoint = HttpEndpoint(
         metrics_address,
         registry=manager.metrics.registry,

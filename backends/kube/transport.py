@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Self
@@ -35,10 +35,15 @@ _SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 class Transport:
-    """One identity's connection. Safe for many threads."""
+    """One identity's connection. Safe for many threads.
+
+    ``on_answer`` is called with the method and the code of every answer; set it before the first
+    request.
+    """
 
     def __init__(self, config: "pykube.KubeConfig", *, user_agent: str, private_dir: Path) -> None:
         """Take a loaded configuration whose key material lies in ``private_dir``."""
+        self.on_answer: Callable[[str, int], None] = lambda *_: None
         self._private_dir = private_dir
         self._user = dict(config.user)
         self._base = str(config.cluster["server"]).rstrip("/")
@@ -134,6 +139,7 @@ class Transport:
             )
         except requests.RequestException as error:
             raise ServerUnavailable(f"the API server does not answer: {_short(error)}") from error
+        self.on_answer("WATCH", response.status_code)
         _raise_for(response)
         return Stream(response)
 
@@ -162,6 +168,7 @@ class Transport:
             )
         except requests.RequestException as error:
             raise ServerUnavailable(f"the API server does not answer: {_short(error)}") from error
+        self.on_answer(method, response.status_code)
         _raise_for(response)
         parsed: dict[str, Any] = orjson.loads(response.content) if response.content else {}
         return parsed
