@@ -52,13 +52,15 @@ class Transport:
         self._streams = self._new_session(config, user_agent)
 
     @classmethod
-    def from_kubeconfig(cls, path: Path, *, user_agent: str) -> Self:
-        """Load a kubeconfig file's current context."""
+    def from_kubeconfig(cls, path: Path, *, user_agent: str, context: str = "") -> Self:
+        """Load a context of a kubeconfig file; without a name the current one."""
         private_dir = Path(tempfile.mkdtemp(prefix="podsnap-"))  # 0700
         import yaml
 
         doc = yaml.load(path.read_bytes(), Loader=yaml.CSafeLoader)
         _materialise_keys(doc, private_dir, base=path.parent)
+        if context:
+            doc["current-context"] = context
         return cls(pykube.KubeConfig(doc), user_agent=user_agent, private_dir=private_dir)
 
     @classmethod
