@@ -435,11 +435,6 @@ REFUSED: dict[str, tuple[str, Act, str]] = {
         "the status of a PodSnapshot says what podsnap has done and is written by podsnap alone, "
         f"so {ALICE} cannot change it; delete the PodSnapshot if it should go",
     ),
-    "a user edits the spec": (
-        USER,
-        edits({"spec": {"policyName": "mine"}}),
-        STAYS.format("spec"),
-    ),
     "a user edits labels": (
         USER,
         edits({"metadata": {"labels": {"x": "y"}}}),
@@ -472,8 +467,8 @@ REFUSED: dict[str, tuple[str, Act, str]] = {
     ),
     "a user edits two things": (
         USER,
-        edits({"spec": {"policyName": "mine"}, "metadata": {"annotations": {"a": "2"}}}),
-        STAYS.format("spec, annotation a"),
+        edits({"metadata": {"labels": {"x": "y"}, "annotations": {"a": "2"}}}),
+        STAYS.format("labels, annotation a"),
     ),
     "an administrator creates": (
         "admin",
