@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -108,20 +109,27 @@ class Asked:
 
     def status(self, name: str, uid: str, record: dict[str, Any]) -> None:
         """Write a snapshot's status: it is Ready."""
-        ready = {
-            "type": "Ready",
-            "status": "True",
-            "reason": "AllSnapshotsAvailable",
-            "message": "restores are possible",
-            "lastTransitionTime": "2026-01-01T10:00:03Z",
-        }
+        conditions = [
+            {
+                "type": kind,
+                "status": "True",
+                "reason": reason,
+                "message": "",
+                "lastTransitionTime": "2026-01-01T10:00:03Z",
+            }
+            for kind, reason in (
+                ("Checkpoint", "Succeeded"),
+                ("StorageReplicated", "Succeeded"),
+                ("Ready", "AllSnapshotsAvailable"),
+            )
+        ]
         self.world.admin.apply(
             POD_SNAPSHOTS,
             {
                 "apiVersion": API_VERSION,
                 "kind": "PodSnapshot",
                 "metadata": {"name": name, "namespace": self.world.namespace, "uid": uid},
-                "status": {"conditions": [ready], "podsnap": {"version": 1, **record}},
+                "status": {"conditions": conditions, "podsnap": {"version": 1, **record}},
             },
             field_manager="tests",
             subresource="status",
@@ -147,8 +155,11 @@ class Asked:
 
 
 @pytest.fixture
-def asked(world: World, api_server: ApiServer) -> Asked:
-    """A policy whose bucket is named, a node that published itself, and nothing saved."""
+def asked(world: World, api_server: ApiServer) -> Iterator[Asked]:
+    """A policy whose bucket is named, a node that published itself, and nothing saved.
+
+    What was saved goes afterwards: the controllers of other tests would look after it.
+    """
     world.storage()
     world.policy()
     node = f"node-{world.namespace}"
@@ -169,7 +180,11 @@ def asked(world: World, api_server: ApiServer) -> Asked:
         },
         field_manager="tests",
     )
-    return Asked(world, api_server.kubeconfig("admin"), node, compatibility)
+    yield Asked(world, api_server.kubeconfig("admin"), node, compatibility)
+    for snapshot in world.snapshots():
+        name = snapshot["metadata"]["name"]
+        world.admin.delete(POD_SNAPSHOTS, name, namespace=world.namespace)
+    world.admin.delete(LEASES, f"podsnap-node-{node}", namespace=SYSTEM_NAMESPACE)
 
 
 # -- explain
