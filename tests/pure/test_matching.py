@@ -246,7 +246,7 @@ def test_damaged_and_unready_snapshots_are_passed_over() -> None:
 
 
 def test_without_any_snapshot_a_cold_start_is_what_anybody_expects() -> None:
-    """No event is written for it."""
+    """Its event is no warning."""
     choice = choose(candidate(), [])
     assert (choice.snapshot, choice.noteworthy) == (None, False)
     assert choice.reason == "no snapshot of policy web is ready yet"
