@@ -22,13 +22,14 @@ from modelled_surroundings import (
     Object,
 )
 
-from backends.kube.client import KubeClient
+from backends.kube.client import POD_SNAPSHOTS, KubeClient
 from backends.kube.errors import ApiError
 from backends.kube.events import EventRecorder
 from backends.kube.reflector import Reflector
 from backends.kube.transport import Transport
 from backends.objects.interface import StoreError
 from backends.work_queue import WorkQueue
+from nodeexec.agent import Agent
 from nodeexec.capture import Capturer, StoppedError
 from nodeexec.capture_status import CaptureStatus
 from nodeexec.cluster_view import ClusterView, Listeners
@@ -42,7 +43,9 @@ from nodeexec.sandboxes import PreparedSandbox
 from nodeexec.saves import NodeSaves, SandboxLocks
 from nodeexec.settings import AgentSettings
 from nodeexec.stopping import Stopper
+from policies.new_snapshots import parting_snapshot
 from reconciler.manager import Manager, ManagerSettings
+from schemas.instants import to_micro_time
 from schemas.metadata import Metadata
 from schemas.names import READY
 from schemas.pod import Pod
@@ -253,7 +256,7 @@ class AgentProgram(Program):
         runsc = cast("Runsc", self.runsc)
         events = EventRecorder(self.client, component="agent", instance=node)
         self.reports = PodReports(self.client, events, self.clock)
-        self.view = ClusterView(
+        self._view = ClusterView(
             self.client, node, Listeners(lambda *_: None, self._snapshot_changed)
         )
         capturer = Capturer(
@@ -267,12 +270,12 @@ class AgentProgram(Program):
             stopper=Stopper(runsc, self.client, self.reports, self.settings.bundles_dir),
             estimate=PauseEstimate(),
             clock=self.clock,
-            is_gone=self._is_gone,
+            is_gone=lambda snapshot: Agent._is_gone(cast("Agent", self), snapshot),
         )
         self.saves = NodeSaves(
             settings=self.settings,
             compatibility=NODE,
-            view=self.view,
+            view=self._view,
             capturer=capturer,
             image_ids=cast("ImageIds", _KnownImages()),
             reports=self.reports,
@@ -286,12 +289,12 @@ class AgentProgram(Program):
     @property
     def reflectors(self) -> Sequence[Reflector[Any]]:
         """Return the caches."""
-        return self.view._reflectors
+        return self._view._reflectors
 
     @property
     def snapshot(self) -> Snapshot | None:
         """Return the snapshot as this node sees it."""
-        return self.view.snapshots.store.get(NAMESPACE, NAME)
+        return self._view.snapshots.store.get(NAMESPACE, NAME)
 
     def work(self) -> bool:
         """Handle one key that is due."""
@@ -318,15 +321,20 @@ class AgentProgram(Program):
             self.reports.restore_failed(seen, pod, "bad fd")
 
     def part(self) -> None:
-        """Save the Pod because it is deleted."""
-        seen, raw = self.snapshot, self.world.pod(self.node)
-        sandbox = self.world.sandbox(self.node)
-        if seen is None or raw is None or seen.capture or sandbox is None:
+        """Save the Pod because it is deleted, once, as ``PartingSaves`` does."""
+        raw, sandbox = self.world.pod(self.node), self.world.sandbox(self.node)
+        if raw is None or sandbox is None:
             return
-        if seen.trigger_type == TriggerType.ON_DELETE and seen.origin_node == self.node:
+        pod = Pod.parse(raw)
+        policy = self._view.policy_of(pod)
+        if policy is None or policy.trigger_type is not TriggerType.ON_DELETE:
+            return
+        body = parting_snapshot(NAME, pod, policy, now=to_micro_time(self.clock.now()))
+        made = self.client.create_once(POD_SNAPSHOTS, body, field_manager="agent")
+        if made is not None:
             self.saves.save_parting(
-                seen,
-                Pod.parse(raw),
+                Snapshot.parse(made),
+                pod,
                 sandbox,
                 ends_s=self.clock.monotonic_s() + 30,
                 on_written=lambda: None,
@@ -336,12 +344,6 @@ class AgentProgram(Program):
         found = new or old
         if found is not None and self.saves.concern(found):
             self.queue.add(found.metadata.key)
-
-    def _is_gone(self, snapshot: Snapshot) -> bool:
-        now = self.snapshot
-        if now is None or now.metadata.uid != snapshot.metadata.uid:
-            return True
-        return now.metadata.is_deleting or bool(now.capture and now.capture.failure)
 
 
 class _KnownImages:

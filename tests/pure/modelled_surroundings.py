@@ -195,7 +195,8 @@ class ModelledApi:
         metadata = body["metadata"]
         if self.get(plural, metadata["name"], metadata.get("namespace", "")):
             raise AlreadyExists(metadata["name"])
-        self.put(plural, body)
+        uid = f"{plural}-{next(self._versions)}"
+        self.put(plural, {**body, "metadata": {**metadata, "uid": uid}})
         return self.get(plural, metadata["name"], metadata.get("namespace", "")) or {}
 
     def _patch(

@@ -30,7 +30,7 @@ from nodeexec.settings import AgentSettings
 from nodeexec.workload_saves import COMPLETE
 from policies.distill import distill
 from policies.identity import automatic_identity
-from policies.new_snapshots import automatic_snapshot, manual_snapshot, parting_snapshot
+from policies.new_snapshots import automatic_snapshot, manual_snapshot
 from schemas.instants import to_micro_time
 from schemas.metadata import Metadata
 from schemas.names import (
@@ -63,6 +63,7 @@ class World:
         self.trigger = trigger
         self.acting: list[Program] = []
         self.gone: set[str] = set()
+        self.leaving: set[str] = set()
         self.bucket = ModelledBucket()
         self.api = ModelledApi(self._versioned)
         self.on_version: Callable[[Snapshot | None, Snapshot | None], None] = lambda *_: None
@@ -128,6 +129,8 @@ class World:
         self._moves.clear()
         self.api.fault, self.bucket.is_broken = "", False
         self.controllers[0].is_alive = False
+        for node in self.leaving:
+            self.delete_pod(node)
         programs = [self.restart(p) for p in (self.controllers[1], *self.agents)]
         for _ in range(12):
             for program in programs * 3:
@@ -269,7 +272,7 @@ class World:
                 by = ManualTrigger(Metadata("now", NAMESPACE, "uid-now"), pod.metadata.name)
                 body = manual_snapshot(NAME, pod, governing, by=by, now=now)
             case TriggerType.ON_DELETE:
-                body = parting_snapshot(NAME, pod, governing, now=now)
+                return  # the agent makes it
             case _:
                 identity = automatic_identity(governing, distill(pod), {}, NODE)
                 body = automatic_snapshot(NAME, pod, governing, identity=identity, now=now)
@@ -343,6 +346,13 @@ def _kill_in_the_act(world: World, _: int) -> None:
         world.acting[-1].is_alive = False
 
 
+def _part(world: World, number: int) -> None:
+    agent = _agent(world, number)
+    if world.trigger is TriggerType.ON_DELETE:
+        world.leaving.add(agent.node)
+        agent.act(agent.part)
+
+
 def _agent(world: World, number: int) -> AgentProgram:
     return world.agents[number % 2]
 
@@ -397,7 +407,7 @@ MOVES: Final[dict[str, Callable[[World, int], object]]] = {
     "time passes": World.pass_time,
     "a clock jumps": _jump,
     "the workload asks": lambda w, n: w.ask_for_save(NODES[n % 2]),
-    "the Pod is saved and goes": lambda w, n: (a := _agent(w, n)).act(a.part),
+    "the Pod is saved and goes": _part,
     "runsc fails": _fail_runsc,
     "an answer is bad": _fault,
     "the bucket": _break,
