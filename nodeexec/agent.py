@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from backends.clock import Clock
 from backends.kube.client import KubeClient
+from backends.kube.errors import ApiError
 from backends.kube.events import EventRecorder
 from backends.kube.lease import Heartbeat
 from backends.objects.factory import open_store
@@ -290,6 +291,11 @@ class Agent:
     def _is_gone(self, snapshot: Snapshot) -> bool:
         now = self._view.snapshots.store.get(*snapshot.metadata.key)
         if now is None or now.metadata.uid != snapshot.metadata.uid:
+            try:  # the watch may not show yet what was made here a moment ago
+                now = self._view.live_snapshot(snapshot)
+            except ApiError:
+                return False  # the report at the end will tell
+        if now is None:
             return True
         return now.metadata.is_deleting or bool(now.capture and now.capture.failure)
 

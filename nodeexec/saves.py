@@ -165,7 +165,12 @@ class NodeSaves:
         )
         policy = self.view.policies.store.get(snapshot.metadata.namespace, snapshot.policy_name)
         if policy is None:
-            return _STORAGE_RETRY_S
+            if snapshot.capture is None:
+                return _STORAGE_RETRY_S  # the controller deletes it, if that is so
+            gone = Failure("PolicyGone", "its policy was deleted while the Pod was being saved")
+            self.capturer.refuse(snapshot, pod, gone)
+            self._tell_failure(snapshot, gone, pod)
+            return None
         sandbox = sandbox_of_pod(self.settings.bundles_dir, snapshot.origin_pod_uid)
         refusal = self._refusal(snapshot, policy, pod, sandbox)
         if refusal is not None or pod is None or sandbox is None:
@@ -343,6 +348,8 @@ class NodeSaves:
         )
 
     def _location(self, snapshot: Snapshot, policy: Policy) -> Location | None:
+        if snapshot.capture is not None and snapshot.capture.location is not None:
+            return snapshot.capture.location  # of the first attempt, wherever the policy points now
         storage = self.view.storage_of(policy)
         if storage is None or storage.location is None:
             return None

@@ -43,6 +43,7 @@ from statemachine.snapshot import (
     capture_conditions,
     extend_story,
     ready_condition,
+    recorded_state,
     step,
 )
 
@@ -81,7 +82,8 @@ class SnapshotController:
         facts = self._facts(snapshot, standing)
         outcome = step(facts)
         if Effect.DELETE_BYTES in outcome.effects:
-            self._write(snapshot, outcome, standing)
+            if recorded_state(snapshot) is not State.DELETING:
+                self._write(snapshot, outcome, standing)
             message = self._delete_bytes(snapshot)
             if message:
                 self._write(snapshot, Step(State.DELETING, message), standing)

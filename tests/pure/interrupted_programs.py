@@ -60,13 +60,17 @@ _METRICS = AgentMetrics()
 
 
 class Surroundings(Protocol):
-    """What programs are in; ``acting`` are those that are in the middle of something."""
+    """What programs are in; ``acting`` are those that are in the middle of something.
+
+    ``damaged`` are the UIDs of snapshots whose bytes an agent found wrong.
+    """
 
     api: ModelledApi
     bucket: ModelledBucket
     settings: Mapping[str, AgentSettings]
     now_s: float
     acting: list["Program"]
+    damaged: set[str]
 
     def instant(self) -> datetime:
         """Return the right time."""
@@ -312,6 +316,7 @@ class AgentProgram(Program):
     def tell_damage(self) -> None:
         """Say that a fetch found wrong bytes, if this node would fetch."""
         if (seen := self.snapshot) is not None and _is_ready(seen):
+            self.world.damaged.add(seen.metadata.uid)
             self.reports.damaged(seen, "pages.img is not what was saved")
 
     def tell_failed_restore(self, number: int) -> None:

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """An API server, a bucket and a runsc whose every request is a place where something may happen.
 
-Real ones cannot be stopped between two requests of one program two thousand times a minute. They
-are as small as the programs' own preconditions let them be: server-side apply with its field
-managers, merge patches, resourceVersion, UID and finalizers; generations; one image that is always
-whole. What they do was compared with the real ones by tests/component.
+Real ones cannot be stopped between two requests of one program, thousands of times a minute. These
+know only what the programs' preconditions rest on: server-side apply with its field managers, merge
+patches, resourceVersion, UID and finalizers; generations; an image that is always whole.
 """
 
 import base64

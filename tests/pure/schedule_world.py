@@ -62,6 +62,7 @@ class World:
         self.now_s = 0.0
         self.trigger = trigger
         self.acting: list[Program] = []
+        self.damaged: set[str] = set()
         self.gone: set[str] = set()
         self.leaving: set[str] = set()
         self.bucket = ModelledBucket()
@@ -204,14 +205,17 @@ class World:
         ]
         settings = self.settings[node]
         bundle = settings.bundles_dir / f"sandbox-{uid}"
-        workload = settings.workload_dir / f"sandbox-{uid}"
-        for directory in (bundle, workload):
+        bundle.mkdir(parents=True)
+        workload = ""
+        if self.trigger is TriggerType.WORKLOAD:
+            directory = settings.workload_dir / bundle.name
             directory.mkdir(parents=True)
+            workload = str(directory)
         record = {
             "sandbox": bundle.name,
             "pod": {"uid": uid, "name": made["metadata"]["name"], "namespace": NAMESPACE},
             "policy": "web",
-            "workload_dir": str(workload),
+            "workload_dir": workload,
         }
         (bundle / DECISION_FILE).write_text(json.dumps(record), encoding="utf-8")
         self.api.put("pods", made)

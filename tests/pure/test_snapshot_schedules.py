@@ -38,7 +38,6 @@ class Witness:
     def __init__(self, world: World) -> None:
         """Look into a world's bucket."""
         self.world = world
-        self.seen: list[State | None] = []
         self.newest: dict[str, int] = {}
 
     def __call__(self, before: Snapshot | None, after: Snapshot | None) -> None:
@@ -50,6 +49,7 @@ class Witness:
         self.conditions_render_per_table(after)
         self.ready_only_with_a_verified_manifest(same, after)
         self.bytes_have_a_record(after)
+        assert not after.damage or after.metadata.uid in self.world.damaged, after
         if same is not None:
             self.the_story_grows_by_known_transitions(same, after)
             self.terminal_is_terminal(same, after)
@@ -58,7 +58,6 @@ class Witness:
     def conditions_render_per_table(self, now: Snapshot) -> None:
         """``Ready`` is that of the recorded state; the node's two are one row's."""
         state = recorded_state(now)
-        self.seen.append(state)
         if state is State.DELETING:
             self.newest.setdefault(now.metadata.uid, self.world.bucket.newest)
         ready = now.conditions.get(READY)
@@ -188,10 +187,18 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 FOUND: tuple[tuple[TriggerType, tuple[Move, ...]], ...] = (
     # A second leader took a story back.
     (TriggerType.READINESS_PROBE, (("goes on", 1, 0), ("goes on", 2, 8), ("works", 0, 0))),
-    # The policy went between two attempts, and nobody ever ended the save.
+    # The policy or the storage config went between two attempts: nobody ever ended the save.
     (
         TriggerType.READINESS_PROBE,
         (("goes on", 1, 1), ("whoever acts is killed", 0, 5), ("the policy is deleted", 0, 0)),
+    ),
+    (
+        TriggerType.MANUAL,
+        (
+            ("goes on", 1, 1),
+            ("whoever acts is killed", 0, 5),
+            ("the storage config is deleted", 0, 0),
+        ),
     ),
     # The answer to the last report was lost, and the stored bytes were taken for another save's.
     (
@@ -215,6 +222,30 @@ FOUND: tuple[tuple[TriggerType, tuple[Move, ...]], ...] = (
             ("goes on", 0, 8),
             ("goes on", 0, 8),
             ("the snapshot is deleted", 0, 0),
+        ),
+    ),
+    # A late report of damage is about an object that is gone, and another one has its name.
+    (
+        TriggerType.READINESS_PROBE,
+        (
+            ("catches up", 1, 0),
+            ("catches up", 0, 0),
+            ("catches up", 1, 0),
+            ("the snapshot is deleted", 0, 0),
+            ("catches up", 0, 0),
+            ("a snapshot is made", 0, 0),
+            ("bytes are found damaged", 0, 0),
+        ),
+    ),
+    # The bucket refuses a deletion: two messages took turns, and each of them woke the controller.
+    (
+        TriggerType.MANUAL,
+        (
+            ("catches up", 1, 0),
+            ("catches up", 0, 0),
+            ("the bucket", 0, 0),
+            ("the snapshot is deleted", 0, 0),
+            ("catches up", 0, 0),
         ),
     ),
     # A leader that was away for a moment deletes by a list in which its object's successor is.
