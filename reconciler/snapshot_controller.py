@@ -217,6 +217,8 @@ class SnapshotController:
                 snapshot.metadata.name,
                 namespace=snapshot.metadata.namespace,
                 uid=snapshot.metadata.uid,
+                # It may be saved by now, and a view be old.
+                resource_version=snapshot.metadata.resource_version,
             )
         except (NotFound, Conflict):
             return

@@ -62,7 +62,8 @@ _METRICS = AgentMetrics()
 class Surroundings(Protocol):
     """What programs are in; ``acting`` are those that are in the middle of something.
 
-    ``damaged`` are the UIDs of snapshots whose bytes an agent found wrong.
+    ``damaged`` are the UIDs of snapshots whose bytes an agent found wrong, ``unwanted`` of those
+    that a user deleted.
     """
 
     api: ModelledApi
@@ -71,6 +72,7 @@ class Surroundings(Protocol):
     now_s: float
     acting: list["Program"]
     damaged: set[str]
+    unwanted: set[str]
 
     def instant(self) -> datetime:
         """Return the right time."""

@@ -63,6 +63,7 @@ class World:
         self.trigger = trigger
         self.acting: list[Program] = []
         self.damaged: set[str] = set()
+        self.unwanted: set[str] = set()
         self.gone: set[str] = set()
         self.leaving: set[str] = set()
         self.bucket = ModelledBucket()
@@ -350,6 +351,12 @@ def _kill_in_the_act(world: World, _: int) -> None:
         world.acting[-1].is_alive = False
 
 
+def _delete_snapshot(world: World, _: int) -> None:
+    found = world.live()
+    world.unwanted.add(found.metadata.uid if found else "")
+    world.delete("podsnapshots", NAME)
+
+
 def _part(world: World, number: int) -> None:
     agent = _agent(world, number)
     if world.trigger is TriggerType.ON_DELETE:
@@ -418,7 +425,7 @@ MOVES: Final[dict[str, Callable[[World, int], object]]] = {
     "bytes are found damaged": lambda w, n: (a := _agent(w, n)).act(a.tell_damage),
     "a restore fails": _tell_failed,
     "the quarantine is lifted": lambda w, _: w.lift_quarantine(),
-    "the snapshot is deleted": lambda w, _: w.delete("podsnapshots", NAME),
+    "the snapshot is deleted": _delete_snapshot,
     "a snapshot is made": lambda w, _: w.make_snapshot(),
     "the policy is deleted": lambda w, _: w.delete("podsnapshotpolicies", "web"),
     "a policy is made": lambda w, _: w.make_policy(),

@@ -51,6 +51,7 @@ class Witness:
         self.bytes_have_a_record(after)
         assert not after.damage or after.metadata.uid in self.world.damaged, after
         if same is not None:
+            self.what_was_claimed_is_deleted_by_users_alone(same, after)
             self.the_story_grows_by_known_transitions(same, after)
             self.terminal_is_terminal(same, after)
             self.only_the_claiming_attempt_is_recorded(same, after)
@@ -92,6 +93,11 @@ class Witness:
         newest = self.newest.get(uid, self.world.bucket.newest)
         for info, _ in self.world.bucket.objects.values():
             assert info.metadata["podsnap-snapshot-uid"] != uid or info.generation > newest, gone
+
+    def what_was_claimed_is_deleted_by_users_alone(self, before: Snapshot, now: Snapshot) -> None:
+        """The controller deletes only what nobody began to save."""
+        if now.metadata.is_deleting and not before.metadata.is_deleting:
+            assert before.capture is None or now.metadata.uid in self.world.unwanted, now
 
     def the_story_grows_by_known_transitions(self, before: Snapshot, now: Snapshot) -> None:
         """Nothing that was told is taken back."""
