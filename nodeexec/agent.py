@@ -348,8 +348,7 @@ class Agent:
         snapshots = self._view.snapshots.store.items()
         self._counts.keep_only({s.metadata.uid for s in snapshots})
         if not self._knows_leftovers:
-            self._progress.remove_left_behind(snapshots)
-            self._knows_leftovers = True
+            self._knows_leftovers = self._progress.remove_left_behind(snapshots)
         self._housekeeping.sweep(alive)
         self._locks.keep_only(alive)
         self._saves.drop_unwanted_workload_saves(self._clock.now().timestamp())

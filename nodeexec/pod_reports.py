@@ -106,13 +106,17 @@ class PodReports:
         No apply, because that would take away what the same manager wrote on another node. Returns
         whether it stands, or has no place any more because the snapshot is gone.
         """
-        patch = {"metadata": {"uid": snapshot.metadata.uid}, "status": status}
+        name, namespace = snapshot.metadata.name, snapshot.metadata.namespace
         try:
+            # The API server takes any UID in such a patch, and names come back.
+            live = self._client.get(POD_SNAPSHOTS, name, namespace=namespace)
+            if live["metadata"]["uid"] != snapshot.metadata.uid:
+                return True
             self._client.merge_patch(
                 POD_SNAPSHOTS,
-                snapshot.metadata.name,
-                patch,
-                namespace=snapshot.metadata.namespace,
+                name,
+                {"status": status},
+                namespace=namespace,
                 field_manager=manager,
                 subresource="status",
             )

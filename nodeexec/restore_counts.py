@@ -61,8 +61,9 @@ class RestoreCounts:
             for served in list(self._served.values()):
                 if served.count == served.written:
                     continue
-                if at_once or now_s - served.tried_s >= _INTERVAL_S:
-                    self._write(served, now_s)
+                is_due = at_once or now_s - served.tried_s >= _INTERVAL_S
+                if is_due and not self._write(served, now_s):
+                    return  # the others would wait for as long, and in vain
 
     def stop(self) -> None:
         """Write what changed; an API server that does not answer is not waited for."""
@@ -75,10 +76,12 @@ class RestoreCounts:
         with self._guard:
             self._served = {u: s for u, s in self._served.items() if u in snapshots}
 
-    def _write(self, served: _Served, now_s: float) -> None:
+    def _write(self, served: _Served, now_s: float) -> bool:
         served.tried_s = now_s
         with self._guard:
             count, last_at = served.count, served.last_at
         status = {"lastAccessTime": last_at, "podsnap": {"restoredBy": {self._node: count}}}
-        if self._reports.merge_status(served.snapshot, status, manager=ACCESS_MANAGER):
+        is_written = self._reports.merge_status(served.snapshot, status, manager=ACCESS_MANAGER)
+        if is_written:
             served.written = count
+        return is_written

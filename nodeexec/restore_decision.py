@@ -190,6 +190,8 @@ class RestoreDecider:
             text = f"PodSnapshotStorageConfig {storage.metadata.name} is not for this namespace"
             return _despite(base, Reason.STORAGE_NOT_ALLOWED, text)
         ends_s = self.clock.monotonic_s() + GATE_LIMIT_S
+        if policy.options.strict:
+            hold(GATE_LIMIT_S + 1)  # its digests are slow on purpose
         try:
             candidate = self._candidate(pod, policy)
         except ContentError as error:

@@ -128,8 +128,9 @@ class RunningRestores:
             if restore is not None:
                 restore.is_over = True
 
-    def remove_left_behind(self, snapshots: Iterable[Snapshot]) -> None:
-        """Remove what an earlier agent of this node left in the status of snapshots."""
+    def remove_left_behind(self, snapshots: Iterable[Snapshot]) -> bool:
+        """Remove what an earlier agent of this node left; returns whether it is gone."""
+        is_gone = True
         for snapshot in snapshots:
             with self._guard:
                 left = [
@@ -138,7 +139,8 @@ class RunningRestores:
                     if progress.node == self._node and uid not in self._restores
                 ]
             if left:
-                self._write(snapshot, dict.fromkeys(left))
+                is_gone &= self._write(snapshot, dict.fromkeys(left))
+        return is_gone
 
     def step(self) -> None:
         """Write what changed and is due."""

@@ -93,9 +93,9 @@ class RestoreReports:
             log.warning("the restore of %s has no end yet: %s", pod.metadata, error)
             return False
         except RunscError as error:
-            # Marked now, or the Pod's next sandbox would tell of the same failure in other words.
-            if self._mark_cold(sandbox, str(error)):
-                self.fallbacks()
+            # Marked now, or the Pod's next sandbox would tell of the same failure in other words; a
+            # mark on a sandbox that lives on would keep anybody from looking after it.
+            self.give_up(sandbox, str(error))
             return False
         self.progress.ended(pod.metadata.uid)
         snapshot = self.view.snapshots.store.get(sandbox.namespace, sandbox.restored_from)
@@ -185,4 +185,4 @@ def _env_differences(snapshot: Snapshot | None, pod: Pod) -> list[str]:
     capture = snapshot.capture if snapshot is not None else None
     if snapshot is None or capture is None or capture.rootfs_only:
         return []
-    return env_differences(capture.env_marks, pod, snapshot.metadata.uid)
+    return env_differences(capture.env_marks, pod, pod.metadata.namespace)

@@ -36,6 +36,9 @@ _VERSION, _ACCOUNTED = 1, 3
 _START, _END, _KIND, _COMMITTED = 1, 2, 3, 5
 # Wire types of protobuf.
 _VARINT, _BYTES = 0, 2
+# The sandbox wrote these bytes: no number in them may cost more than a sandbox can.
+_VARINT_BITS: Final = 63
+_ARRAY_LIMIT: Final = 100_000
 # On the number of objects of a stateify stream.
 _OBJECTS_FLAG: Final = 1 << 63
 # The number of the object that was asked to be saved.
@@ -130,6 +133,8 @@ class _Reader:
             if byte < 0x80:  # noqa: PLR2004 - the bit that says: more follows
                 return value
             shift += 7
+            if shift > _VARINT_BITS:
+                raise ValueError(f"a number of more than {_VARINT_BITS} bits")
 
     def fields(self) -> Iterator[tuple[int, Any]]:
         """Yield number and value of a protobuf message's fields."""
@@ -185,14 +190,19 @@ class _Reader:
                 self.varint()
                 return self.object()
             case _Object.FIELDS:
-                return [self.object() for _ in range(self.varint())]
+                return [self.object() for _ in range(self.length())]
             case _Object.ARRAY:
-                length = self.varint()
+                length = self.length()
                 of_kind = self.varint() if length else None
-                if length > len(self.data):
-                    raise ValueError(f"an array of {length} objects")
                 return [self.object(of_kind) for _ in range(length)]
         raise ValueError(f"an object of unknown kind {kind}")
+
+    def length(self) -> int:
+        """Read how many objects follow."""
+        found = self.varint()
+        if found > _ARRAY_LIMIT:
+            raise ValueError(f"{found} objects in one")
+        return found
 
     def reference(self) -> int:
         """Read which object is meant; a part of one never is."""

@@ -340,7 +340,7 @@ class NodeSaves:
             sandbox=sandbox,
             identity=identity,
             image_ids=image_ids,
-            env_marks={} if policy.rootfs_only else env_marks(pod, snapshot.metadata.uid),
+            env_marks={} if policy.rootfs_only else env_marks(pod, pod.metadata.namespace),
             location=location,
             git_revision=policy.git_revision or "",
             stops=policy.stops,

@@ -163,7 +163,7 @@ def _strict_fields(
         yield f"spec.volumes[{_volume_name(name)}].content", _slow_digest(salt, plain)
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=1 << 16)
 def _slow_digest(salt: str, plain: str) -> str:
     """Return a digest that takes tens of milliseconds a guess; the same one is made once."""
     found = hashlib.scrypt(plain.encode(), salt=salt.encode(), n=1 << 13, r=8, p=1, dklen=16)

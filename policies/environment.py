@@ -3,9 +3,10 @@
 
 The environment is no part of the identity, and a restored process keeps the one it was saved with.
 That surprises people, so it is told: by key, never by value. A snapshot records a mark for each
-key, which is cut so short (16 bits, keyed by the snapshot) that it tells that a value differs and
-fits too many other values to find it again. A value that is taken from elsewhere counts by its
-reference, so a Pod's own name or address is no difference.
+key, which is cut so short (16 bits, keyed by the namespace) that it tells that a value differs and
+fits too many other values to find it again. The key is the same for all snapshots of a namespace,
+because marks of one value under several keys would add up. A value that is taken from elsewhere
+counts by its reference, so a Pod's own name or address is no difference.
 
 The trap: of a few possible values (a PIN) even such a mark leaves one or two. Whoever may read
 snapshots should be allowed to read Pods; secrets belong into references, as always.
@@ -27,8 +28,8 @@ Marks = Mapping[str, Mapping[str, str]]
 def env_marks(pod: Pod, key: str) -> dict[str, dict[str, str]]:
     """Return container -> variable -> mark (4 hex digits) for all that the memory holds.
 
-    ``key`` is the snapshot's UID. An ``envFrom`` entry counts as one variable, because what it
-    brings stands in another object.
+    ``key`` is the snapshot's namespace. An ``envFrom`` entry counts as one variable, because what
+    it brings stands in another object.
     """
     return {
         container["name"]: {name: _mark(key, value) for name, value in _entries(container)}

@@ -109,7 +109,8 @@ class PodFacts:
     """A Pod and what surrounds it in its namespace.
 
     ``node`` is what its node published, ``None`` if that is not known; ``node_name`` is another
-    node than the Pod's where the Pod has none yet. ``is_gvisor`` is ``None`` if nobody could say.
+    node than the Pod's where the Pod has none yet. ``is_gvisor`` is ``None`` if nobody could say;
+    ``agent_is_silent`` is whether the agent of the Pod's node gives no sign of life.
     """
 
     pod: Pod
@@ -119,6 +120,7 @@ class PodFacts:
     node_name: str = ""
     snapshots: Sequence[Snapshot] = ()
     is_gvisor: bool | None = True
+    agent_is_silent: bool = False
     events: Sequence[Told] = ()
 
 
@@ -339,6 +341,9 @@ def _choice(facts: PodFacts, policy: Policy | None) -> Choice:
         return Choice(None, Reason.NOT_IN_GVISOR, text)
     if policy is None:
         return Choice(None, Reason.NOT_GOVERNED, "no policy governs the Pod")
+    if facts.agent_is_silent:
+        text = f"the agent of node {pod.node_name} gives no sign of life, so every Pod starts cold"
+        return Choice(None, Reason.AGENT_AWAY, text)
     if facts.storage is not None and not facts.storage.allows(pod.metadata.namespace):
         text = f"PodSnapshotStorageConfig {facts.storage.metadata.name} is not for this namespace"
         return Choice(None, Reason.STORAGE_NOT_ALLOWED, text)
@@ -406,7 +411,7 @@ def _candidates(facts: PodFacts, policy: Policy) -> Iterator[CandidateView]:
             findings=verdict.findings,
             differences=tuple(differences(candidate, snapshot)),
             environment=tuple(
-                env_differences(capture.env_marks, facts.pod, snapshot.metadata.uid)
+                env_differences(capture.env_marks, facts.pod, snapshot.metadata.namespace)
                 if capture and not capture.rootfs_only
                 else ()
             ),
@@ -436,7 +441,9 @@ def _what_to_do(
     storage = storage_usable(policy, facts.storage)
     if not storage.usable:
         yield f"mend the storage: {storage.message}"
-    if choice.snapshot is None:
+    if choice.cause is Reason.AGENT_AWAY:
+        yield f"start the agent of node {pod.node_name}; `podsnap-node doctor` says what it lacks"
+    elif choice.snapshot is None:
         yield from _toward_a_restore(pod, policy, candidates)
 
 

@@ -210,6 +210,7 @@ def standing_of(
                 looks.append(left_s)
             else:
                 reasons.append(_unrunnable(capture, classes))
+                looks.append(SILENT_S)
     return Standing(unwanted_since, unrunnable_since, "; ".join(reasons), min(looks, default=None))
 
 
@@ -219,6 +220,8 @@ def _unwanted(snapshot: Snapshot, policy: Policy, wanted: Demand) -> list[str]:
     if capture is None or not capture.identity.fields or snapshot.metadata.name in wanted.pins:
         return []
     group = _group(policy, snapshot.metadata.labels)
+    if (capture.identity.hash, group, None) in wanted.wishes:
+        return []  # a live Pod has exactly this spec; comparing fields is for the others
     rivals = [w.differs_in(capture.identity) for w in wanted.wishes.values() if w.group == group]
     return min(rivals, key=lambda paths: (len(paths), paths), default=[])
 
@@ -243,7 +246,7 @@ def _as_named_by(
     volumes = {o.removeprefix("spec.volumes[") for o in owners if o.startswith("spec.volumes[")}
     kept = {}
     for path, value in saved.items():
-        if path.endswith(".position") or ("[" in path and path.partition("]")[0] not in owners):
+        if path.endswith(".position") or path not in template:
             continue
         if path.endswith(".volumeMounts"):
             mounts = [m for m in json.loads(value) if m["name"] in volumes | claims]

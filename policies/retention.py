@@ -29,6 +29,7 @@ _RESTORE_LIMIT: Final = timedelta(minutes=10)
 # datetime ends with the year 9999.
 _LONGEST_S: Final = 1000 * 365 * 86400
 _LONG_AGO: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_FAR_AWAY: Final = datetime(8000, 1, 1, tzinfo=UTC)
 _OBSOLETE: Final = "Obsolete"
 
 
@@ -208,7 +209,13 @@ def _is_stored(snapshot: Snapshot) -> bool:
 
 def _is_usable(snapshot: Snapshot) -> bool:
     ready = snapshot.conditions.get(READY)
-    return ready is not None and ready.is_true and not snapshot.quarantine
+    if ready is None or snapshot.quarantine:
+        return False
+    record = snapshot.control
+    waits_for_node = (
+        _is_obsolete(snapshot) and bool(record.unrunnable_since) and not record.unwanted_since
+    )
+    return ready.is_true or waits_for_node
 
 
 def _is_obsolete(snapshot: Snapshot) -> bool:
@@ -238,4 +245,5 @@ def _order(found: Doomed) -> tuple[datetime, str]:
 
 
 def _instant(text: str) -> datetime:
-    return parse_time(text) or _LONG_AGO
+    # A node's clock may be anywhere; what is added to it must stay a date.
+    return min(parse_time(text) or _LONG_AGO, _FAR_AWAY)

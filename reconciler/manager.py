@@ -252,7 +252,13 @@ class Manager:
             for policy in self.cache.policies.store.items():
                 self._policies.queue.add(policy.metadata.key)
         names = {n.node for n in (old, new) if n}
-        others = [n for n in self.cache.leases.store.items() if n.node not in names]
+        now_s = self._clock.now().timestamp()
+        others = [
+            n
+            for n in self.cache.leases.store.items()
+            # The Lease of a node that is gone stays.
+            if n.node not in names and now_s - n.renewed_at_s < SILENT_S
+        ]
         for kind in filter(None, (before, after)):
             if not any(other.compatibility == kind for other in others):
                 self._demands.forget_classes()

@@ -12,14 +12,16 @@ from datetime import datetime
 from typing import Final
 
 from backends.clock import Clock
-from backends.kube.client import POD_SNAPSHOT_POLICIES, POD_SNAPSHOTS, KubeClient
-from backends.kube.errors import Conflict, NotFound
+from backends.kube.client import POD_SNAPSHOT_POLICIES, POD_SNAPSHOTS, PODS, KubeClient
+from backends.kube.errors import ApiError, Conflict, NotFound
 from backends.kube.events import EventRecorder
+from policies.obsolescence import pins
 from policies.retention import Doomed, doomed, schedule
 from reconciler.cluster_cache import ClusterCache
 from reconciler.controller import Key
 from reconciler.demand_book import DemandBook
 from schemas.names import API_VERSION
+from schemas.pod import Pod
 from schemas.policy import Policy
 from schemas.snapshot import Snapshot
 
@@ -74,14 +76,19 @@ class RetentionController:
         items, _ = self.client.list(
             POD_SNAPSHOTS, namespace=namespace, field_selector=f"spec.policyName={name}"
         )
-        due = doomed(policy, map(Snapshot.parse, items), now, self.demands.of(policy).pins)
-        if not policy.metadata.is_deleting and due:
-            log.info("%d snapshots of policy %s are due", len(due), policy.metadata)
-            for found in due:
-                self._delete(found)
+        if policy.metadata.is_deleting or not doomed(policy, map(Snapshot.parse, items), now):
+            return _RETRY_S
+        pods, _ = self.client.list(PODS, namespace=namespace)
+        pinned = pins(policy, map(Pod.parse, pods), self.cache.templates())
+        due = doomed(policy, map(Snapshot.parse, items), now, pinned)
+        log.info("%d snapshots of policy %s are due", len(due), policy.metadata)
+        refused = [error for error in map(self._delete, due) if error is not None]
+        if refused:
+            raise refused[0]
         return _RETRY_S  # the cache follows; what changed meanwhile is judged anew
 
-    def _delete(self, found: Doomed) -> None:
+    def _delete(self, found: Doomed) -> ApiError | None:
+        """Delete one; what the API server answers to it must not keep the others."""
         metadata = found.snapshot.metadata
         try:
             self.client.delete(
@@ -92,10 +99,13 @@ class RetentionController:
                 resource_version=metadata.resource_version,
             )
         except (NotFound, Conflict):
-            return  # gone, or used: the next look tells
+            return None  # gone, or used: the next look tells
+        except ApiError as error:
+            return error
         log.info("%s is deleted by retention: %s", metadata, found.reason)
         about = {"apiVersion": API_VERSION, "kind": "PodSnapshot", **metadata.identity()}
         self.events.emit(about, "Normal", DELETED_REASON, f"deleted by retention: {found.reason}")
+        return None
 
     def _held_s(self, now: datetime) -> float:
         """Return for how long a jump of the clock still forbids to delete, in seconds."""

@@ -24,6 +24,8 @@ from schemas.selectors import LabelSelector
 DEFAULT_PROBE_BUDGET_S: Final = 10.0
 # The CRI gives a sandbox two minutes; half a minute is not ours, and five seconds fetch.
 GATE_LIMIT_S: Final = 85.0
+# Tenants write them, and every agent reads them.
+_LENGTH_LIMIT: Final = 1024
 
 T = TypeVar("T")
 
@@ -64,6 +66,9 @@ class PolicyOptions:
             text = annotations.get(key)
             if text is None:
                 return unset
+            if len(text) > _LENGTH_LIMIT:
+                errors.append(f"annotation {key}: it is longer than {_LENGTH_LIMIT} characters")
+                return wrong
             try:
                 return parse(text)
             except ValueError as error:

@@ -289,10 +289,13 @@ TURNS: Final[Mapping[State, Turn]] = {
     State.UPLOADING: Turn("the agent that claimed it", "the bucket refuses; the agent is silent"),
     State.AVAILABLE: Turn("nobody: it is what was wanted", "none: retention and you delete it"),
     State.OBSOLETE: Turn(
-        "you: bring the policy back, lift the quarantine or delete it",
+        "you: bring back the policy, the spec or the node that its message names, lift the "
+        "quarantine, or delete it",
         "none: retention and you delete it",
     ),
-    State.FAILED: Turn("you: read the reason, create a new trigger", "none: you delete it"),
+    State.FAILED: Turn(
+        "you: read the reason, create a new trigger", "none: retention and you delete it"
+    ),
     State.DELETING: Turn(
         "the controller", "none: an object is not released before its bytes are gone"
     ),

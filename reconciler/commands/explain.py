@@ -7,7 +7,7 @@ user may not read is left out and named at the end.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _GROUP: Final = ".podsnapshot.gke.io"
 _PAIR: Final = 2
+# Many missed heartbeats: such a node's agent answers no sandbox.
+_SILENT_S: Final = 60.0
 _KINDS: Final = {
     **dict.fromkeys(("pod", "pods", "po"), "pod"),
     **dict.fromkeys(("snapshot", "snapshots", "podsnapshot", "podsnapshots", "ps"), "snapshot"),
@@ -114,6 +116,7 @@ def _pod(reader: "Reader", name: str, now: datetime) -> Answer:
     from policies.explanation import PodFacts, explain_pod
     from policies.selection import governing_policy
     from reconciler.explanation import pod_blocks
+    from statemachine.restore import running_restores
 
     cluster = reader.cluster
     asked, policies, events = reader.pod(name), reader.policies(), reader.events(name)
@@ -131,8 +134,12 @@ def _pod(reader: "Reader", name: str, now: datetime) -> Answer:
     saved = {s.metadata.name: s for s in (snapshots.result() if snapshots else ())}
     if pinned and (found := pinned.result()):
         saved[found.metadata.name] = found
+    is_silent = False
     if here is not None:
+        unknown = len(cluster.unknown)
         node = cluster.if_allowed(here, "what the Pod's node published")
+        may_read = len(cluster.unknown) == unknown
+        is_silent = may_read and (node is None or now.timestamp() - node.renewed_at_s > _SILENT_S)
     else:
         node = _any_node(cluster.if_allowed(nodes, "what nodes published") if nodes else None)
     explained = explain_pod(
@@ -142,7 +149,8 @@ def _pod(reader: "Reader", name: str, now: datetime) -> Answer:
             storage=cluster.if_allowed(storage, "the storage config") if storage else None,
             node=node.compatibility if node and node.compatibility.runsc_version else None,
             node_name=node.node if node else "",
-            snapshots=list(saved.values()),
+            agent_is_silent=is_silent,
+            snapshots=[replace(s, restores=running_restores(s, now)) for s in saved.values()],
             is_gvisor=cluster.if_allowed(runtime_class, "RuntimeClasses"),
             events=told,
         )

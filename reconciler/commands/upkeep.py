@@ -97,6 +97,8 @@ def retention(cluster: Cluster, *, all_namespaces: bool, output: str) -> None:
         datetime.now(UTC),
         keeping.templates(),
     )
+    for text in sorted(set(cluster.unknown)):
+        click.echo(f"Not known, so what is pinned may be listed: {text}", err=True)
     if not rows:
         click.echo("No policy lets a snapshot go.", err=True)
     give(

@@ -89,7 +89,7 @@ def test_a_snapshot_without_marks_is_not_compared() -> None:
 
 @given(st.text(), st.text(min_size=8))
 def test_a_mark_says_that_a_value_differs_and_is_too_short_to_say_more(key: str, text: str) -> None:
-    """Neither the value nor anything of its length; another snapshot has other marks."""
+    """Neither the value nor anything of its length; another namespace has other marks."""
     source = pod(containers=[container(value("K", text))])
     mark = env_marks(source, key)["main"]["K"]
     assert len(mark) == 4
@@ -97,8 +97,8 @@ def test_a_mark_says_that_a_value_differs_and_is_too_short_to_say_more(key: str,
     assert env_differences({"main": {"K": mark}}, source, key) == []
 
 
-def test_equal_values_have_other_marks_in_another_snapshot() -> None:
-    """So that marks of two snapshots cannot be laid side by side."""
+def test_equal_values_have_other_marks_in_another_namespace() -> None:
+    """So that one table does not serve for all; within one they are equal, or they would add up."""
     source = pod(containers=[SAVED])
     assert (
         env_marks(source, UID)["main"]["LOG_LEVEL"] != env_marks(source, "b")["main"]["LOG_LEVEL"]

@@ -289,7 +289,7 @@ def test_an_environment_that_differs_is_named_and_forbids_nothing() -> None:
         env = [{"name": "TOKEN", "value": value}]
         return pod(containers=[{"name": "main", "image": "registry.example/web:1", "env": env}])
 
-    marks = env_marks(with_token("one"), f"uid-{PIN}")
+    marks = env_marks(with_token("one"), "shop")
     told = explain_pod(facts(with_token("two"), saved(env_marks=marks)))
     assert told.chosen == PIN
     assert told.candidates[0].environment == ("container main: TOKEN differs",)

@@ -97,6 +97,14 @@ WANTED: dict[str, tuple[Pod, list[Pod], list[Template]]] = {
     "a template has the spec, and no Pod lives": (OLD, [], [workload()]),
     "the template is at zero, and another workload lives": (OLD, [OTHER], [workload()]),
     "the template lacks what admission adds": (as_admitted(), [OTHER], [workload()]),
+    "admission sets fields of the Pod and of a container": (
+        pod(
+            containers=[{**MAIN, "securityContext": {"runAsUser": 7}}],
+            securityContext={"fsGroup": 1337},
+        ),
+        [],
+        [workload()],
+    ),
     "the API's defaults stand in the template": (
         OLD,
         [],

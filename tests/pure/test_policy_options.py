@@ -79,6 +79,16 @@ WRONG: dict[str, tuple[dict[str, str], PolicyOptions, str]] = {
         "annotation podsnap.dev/keep-last: 'yes' is neither true nor false; until it is mended, "
         "it is true",
     ),
+    "a selector that would take long to read": (
+        {SAVE_SELECTOR_ANNOTATION: "," * 100_000},
+        PolicyOptions(save_from=LabelSelector.nothing()),
+        "annotation podsnap.dev/save-selector: it is longer than 1024 characters",
+    ),
+    "a gate that would take long to read": (
+        {GATE_ANNOTATION: "9" * 100_000},
+        PolicyOptions(),
+        "annotation podsnap.dev/gate: it is longer than 1024 characters",
+    ),
     "a time to live that is none": (
         {OBSOLETE_TTL_ANNOTATION: "1w"},
         PolicyOptions(),
