@@ -380,5 +380,5 @@ def test_a_gate_that_is_longer_than_a_sandbox_may_take_is_refused(scene: Scene) 
 
     found = eventually("a refusal", refused) or {}
     assert found["reason"] == "InvalidAnnotation"
-    assert "podsnap.dev/gate is 86s" in found["message"]
+    assert "annotation podsnap.dev/gate: it is 86s" in found["message"]
     assert "at most 85s" in found["message"]

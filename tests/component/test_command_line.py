@@ -336,12 +336,15 @@ def test_retention_tells_what_goes_and_never_deletes(asked: Asked) -> None:
 def test_a_watch_tells_each_change_on_a_line_and_ends_quietly(asked: Asked) -> None:
     """Ctrl-C is how one leaves it, so it is no error to explain."""
     name = asked.save(asked.pod("web-0"))
+    # A child of a program that ignores the signal, as one in the background does, would ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [*PROGRAM, *asked.argv("get", "--watch", "-o", "json")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+    signal.signal(signal.SIGINT, before)
     try:
         assert process.stdout is not None
         first = json.loads(process.stdout.readline())
