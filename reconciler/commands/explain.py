@@ -20,9 +20,13 @@ from reconciler.commands.snapshots import KIND as SNAPSHOT_KIND
 from reconciler.commands.snapshots import snapshot_named
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from policies.retention import Doomed
     from reconciler.commands.reading import Reader
     from schemas.node_facts import NodeFacts
+    from schemas.policy import Policy
+    from schemas.storage_config import StorageConfig
 
 _GROUP: Final = ".podsnapshot.gke.io"
 _PAIR: Final = 2
@@ -146,7 +150,7 @@ def _pod(reader: "Reader", name: str, now: datetime) -> Answer:
         PodFacts(
             pod=pod,
             policies=policies.result(),
-            storage=cluster.if_allowed(storage, "the storage config") if storage else None,
+            storage=_storage(cluster, storage, policy),
             node=node.compatibility if node and node.compatibility.runsc_version else None,
             node_name=node.node if node else "",
             agent_is_silent=is_silent,
@@ -156,6 +160,22 @@ def _pod(reader: "Reader", name: str, now: datetime) -> Answer:
         )
     )
     return Answer(explained, f"pod/{name}", pod_blocks(explained, now))
+
+
+def _storage(
+    cluster: Cluster, asked: "Future[StorageConfig | None] | None", policy: "Policy | None"
+) -> "StorageConfig | None":
+    """Return a policy's storage config; one that may not be read is taken as good."""
+    from schemas.metadata import Metadata
+    from schemas.storage_config import Location, StorageConfig
+
+    if asked is None or policy is None:
+        return None
+    before = len(cluster.unknown)
+    found = cluster.if_allowed(asked, "the storage config")
+    if found is None and len(cluster.unknown) > before:
+        return StorageConfig(Metadata(name=policy.storage_config_name), Location("?"))
+    return found
 
 
 def _any_node(nodes: "list[NodeFacts] | None") -> "NodeFacts | None":
@@ -225,7 +245,7 @@ def _policy(reader: "Reader", name: str, now: datetime) -> Answer:
     pods = keeping.pods()
     facts = PolicyFacts(
         policy=policy,
-        storage=cluster.if_allowed(storage, "the storage config"),
+        storage=_storage(cluster, storage, policy),
         pods=pods,
         policies=policies.result(),
         snapshots=snapshots.result(),
@@ -275,7 +295,7 @@ def _trigger(reader: "Reader", name: str, now: datetime) -> Answer:
             classes=({pod.runtime_class: True} if pod else {}) if known is None else known,
             node=node.compatibility if node else None,
         ),
-        storage=cluster.if_allowed(storage, "the storage config") if storage else None,
+        storage=_storage(cluster, storage, policy),
         snapshot=snapshot.result(),
         snapshot_name=snapshot_name,
     )

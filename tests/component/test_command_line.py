@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner, Result
-from cluster_world import World
+from cluster_world import World, eventually, resource_of
 from kube_apiserver import ApiServer
 
 from backends.kube.client import (
@@ -277,6 +277,40 @@ def test_what_a_user_may_not_read_is_left_out_and_named(
     assert told["chosen"] == name
     assert [text.partition(":")[0] for text in told["unknown"]] == ["Events", "RuntimeClasses"]
     assert "Not known" in asked.ask("explain", "pod", "web-0").stdout
+
+
+def test_a_user_of_one_namespace_gets_the_verdict_of_those_who_may_read_all(
+    asked: Asked, api_server: ApiServer
+) -> None:
+    """What stands outside the namespace is taken as good, and named; no advice comes of it."""
+    name = asked.save(asked.pod("web-0"))
+    metadata = {"name": "reader", "namespace": asked.world.namespace}
+    group = "rbac.authorization.k8s.io"
+    verbs = ["get", "list"]
+    rules = [
+        {"apiGroups": [""], "resources": ["pods", "events"], "verbs": verbs},
+        {"apiGroups": ["podsnapshot.gke.io"], "resources": ["*"], "verbs": verbs},
+    ]
+    version = f"{group}/v1"
+    role = {"apiVersion": version, "kind": "Role", "metadata": metadata, "rules": rules}
+    binding = {
+        "apiVersion": version,
+        "kind": "RoleBinding",
+        "metadata": metadata,
+        "roleRef": {"apiGroup": group, "kind": "Role", "name": "reader"},
+        "subjects": [{"apiGroup": group, "kind": "User", "name": "tenant"}],
+    }
+    asked.world.create(resource_of(role), role)
+    asked.world.create(resource_of(binding), binding)
+    asked.kubeconfig = api_server.kubeconfig("tenant")
+
+    def readable() -> bool:
+        return asked.ask("explain", "pod", "web-0").exit_code == ExitCode.OK
+
+    eventually(readable, "the Role is in force")
+    told = asked.told("explain", "pod", "web-0")
+    assert (told["chosen"], told["whatToDo"]) == (name, [])
+    assert len(told["unknown"]) == 3
 
 
 # -- lists
