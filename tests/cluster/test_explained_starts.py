@@ -16,7 +16,8 @@ from tests.cluster_scene import INTERPRETER, Scene, eventually, new_scene
 pytestmark = pytest.mark.cluster
 
 MIB = 1 << 20
-MEMORY_BYTES, FILES_BYTES, VOLUME_BYTES, SHARED_BYTES = (n * MIB for n in (192, 12, 8, 4))
+# So much that no disk brings it in a second, before which no restore is shown.
+MEMORY_BYTES, FILES_BYTES, VOLUME_BYTES, SHARED_BYTES = (n * MIB for n in (1024, 12, 8, 4))
 # A few pages belong to directories, logs and the like.
 SLACK_BYTES = MIB
 MISSED = "involvedObject.name=missed,reason=GKEPodSnapshotting"
