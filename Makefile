@@ -57,6 +57,10 @@ test: venv tools check ## Run all tests
 test-quick: venv ## Run the tests that need no cluster
 	@$(BIN)/pytest -m "not cluster" tests/pure
 
+.PHONY: conformance
+conformance: venv tools ## Show that each of the contract's 33 behaviours holds, as a table
+	@$(BIN)/python -m pytest -p tests.contract.conformance
+
 .PHONY: bench
 bench: venv tools ## Measure, and print ratios within one run
 	@$(BIN)/python bench/run.py

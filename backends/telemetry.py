@@ -18,7 +18,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 _REQUEST_LIMIT_S: Final = 5.0
@@ -38,6 +38,17 @@ def configure_logging(level: int = logging.INFO) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+def api_request_counter(registry: CollectorRegistry) -> Callable[[str, int], None]:
+    """Register client-go's metric of API requests; what is returned counts one answer."""
+    counter = Counter(
+        "rest_client_requests",
+        "Answers of the API server, by method and code.",
+        ["method", "code"],
+        registry=registry,
+    )
+    return lambda method, code: counter.labels(method=method, code=code).inc()
 
 
 class _JsonLines(logging.Formatter):

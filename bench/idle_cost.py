@@ -28,13 +28,11 @@ def measure(cluster: LocalCluster, say: Callable[[str], None]) -> list[Figure]:
     until("no Pod is left", lambda: not _pods(cluster), limit_s=CLEAN_LIMIT_S)
     say(f"{SETTLE_S + QUIET_S:.0f} s of nothing")
     time.sleep(SETTLE_S)
-    before = {name: _processor_s(cluster, machine, name) for machine, name in _PROGRAMS}
+    before = {name: processor_s(cluster, machine, name) for machine, name in _PROGRAMS}
     began_s = time.monotonic()
     time.sleep(QUIET_S)
     lasted_s = time.monotonic() - began_s
-    used = {
-        name: _processor_s(cluster, machine, name) - before[name] for machine, name in _PROGRAMS
-    }
+    used = {name: processor_s(cluster, machine, name) - before[name] for machine, name in _PROGRAMS}
     figures = [
         Figure.of(
             [cluster.component(machine, name).status().rss_bytes / (1 << 20)],
@@ -75,7 +73,7 @@ def _pods(cluster: LocalCluster) -> list[str]:
     return [item["metadata"]["name"] for item in tree["items"]]
 
 
-def _processor_s(cluster: LocalCluster, machine: str, name: str) -> float:
+def processor_s(cluster: LocalCluster, machine: str, name: str) -> float:
     """Return the seconds that a component and its ended children have computed."""
     pid = cluster.component(machine, name).status().pid
     stat = cluster.run_in(machine, ["cat", f"/proc/{pid}/stat"]).stdout

@@ -26,6 +26,7 @@ import decision_latency
 import delete_latency
 import herd
 import idle_cost
+import many_snapshots
 import report
 import save_pause
 import semantic_search
@@ -75,6 +76,7 @@ PARTS: dict[str, Measure] = {
     "pause": save_pause.measure,
     "on-delete": delete_latency.measure,
     "wrapper": wrapper_cost.measure,
+    "many": many_snapshots.measure,
     "idle": idle_cost.measure,
 }
 # The other parts run Pods of the image `counter`, or none.

@@ -9,11 +9,13 @@ cluster says, and does not depend on having seen it happen.
 import logging
 import threading
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from backends.clock import Clock
 from backends.kube.client import KubeClient
+from backends.kube.errors import ApiError
 from backends.kube.events import EventRecorder
 from backends.kube.lease import Heartbeat
 from backends.objects.factory import open_store
@@ -26,18 +28,22 @@ from nodeexec.decision_server import DecisionServer, Reply
 from nodeexec.housekeeping import Housekeeping
 from nodeexec.image_ids import ImageIds, ImageIdUnknownError
 from nodeexec.metrics import AgentMetrics
+from nodeexec.mounted_content import MountedContent
 from nodeexec.node_cache import NodeCache
 from nodeexec.node_description import describe
 from nodeexec.parting_saves import PartingSaves
 from nodeexec.pause_estimate import PauseEstimate
 from nodeexec.pod_reports import PodReports
+from nodeexec.restore_counts import RestoreCounts
 from nodeexec.restore_decision import Decision, RestoreDecider
+from nodeexec.restore_progress import RunningRestores
 from nodeexec.restore_reports import RestoreReports
-from nodeexec.runsc import Runsc
+from nodeexec.runsc import Runsc, RunscError
 from nodeexec.sandboxes import DECISION_FILE, PreparedSandbox, prepared_sandboxes, read_record
 from nodeexec.saves import Key, NodeSaves, SandboxLocks
 from nodeexec.settings import AgentSettings
 from nodeexec.stopping import Stopper
+from nodeexec.untold_starts import UntoldStarts, note_answer
 from nodeexec.workload_saves import WorkloadSaves
 from schemas.names import NODE_FACTS_ANNOTATION, NODE_LEASE_PREFIX, SYSTEM_NAMESPACE
 from schemas.node_facts import NodeFacts
@@ -111,6 +117,13 @@ class Agent:
             reports=self._reports,
             clock=clock,
         )
+        self._progress = RunningRestores(
+            self._reports,
+            node=settings.node_name,
+            latest=self._view.snapshots.store.by_uid,
+            clock=clock,
+        )
+        self._counts = RestoreCounts(self._reports, node=settings.node_name, clock=clock)
         self._decider = RestoreDecider(
             view=self._view,
             cache=cache,
@@ -118,6 +131,8 @@ class Agent:
             workload_dirs=settings.workload_dir,
             open_store=self._open_store,
             on_damage=self._damaged,
+            progress=self._progress,
+            contents=MountedContent(settings.kubelet_root, settings.bundles_dir),
             clock=clock,
         )
         self._restores = RestoreReports(
@@ -125,10 +140,16 @@ class Agent:
             view=self._view,
             runsc=runsc,
             reports=self._reports,
+            counts=self._counts,
+            progress=self._progress,
             clock=clock,
             metrics=self.metrics,
             locks=locks,
         )
+        self._untold = UntoldStarts(
+            settings, self._view, self._reports, self.metrics, self._decider.fitting
+        )
+        self._runsc = runsc
         self._locks = locks
         self._housekeeping = Housekeeping(
             settings, self._view, cache, clock, self._saves.is_parting
@@ -159,6 +180,7 @@ class Agent:
             clock=clock,
         )
         self._stopped = threading.Event()
+        self._knows_leftovers = False
         self._scanner = threading.Thread(target=self._scan_forever, name="scan", daemon=True)
 
     # -- life
@@ -169,6 +191,7 @@ class Agent:
         self._server.start()
         self._events.start()
         self._view.start()
+        self._progress.start()
         self._heartbeat.start()
         self._workers.start()
         self._scanner.start()
@@ -180,6 +203,8 @@ class Agent:
         self._heartbeat.stop()
         self._workload_saves.stop()
         self._workers.stop(limit_s=2.0)
+        self._progress.stop()
+        self._counts.stop()
         self._view.stop()
         self._events.stop()
 
@@ -200,19 +225,29 @@ class Agent:
                 cold=question.get("cold"),
                 hold=lambda limit_s: reply({"wait_s": limit_s}),
             )
-        reply(decision.to_answer())
+        if decision.pod is not None and decision.snapshot is not None:
+            measure = partial(self._memory_bytes, question["sandbox"])
+            self._progress.restoring(decision.pod, decision.snapshot, measure)
+        try:
+            reply(decision.to_answer())
+        except OSError:
+            self._progress.ended(pod["uid"])
+            raise
         self.metrics.decisions.labels(outcome=decision.outcome).inc()
         self._after_decision(decision, Path(question["bundle"]))
 
     def _after_decision(self, decision: Decision, bundle: Path) -> None:
-        if decision.pod is None or decision.policy is None:
-            if decision.pod is None:
-                log.info("a sandbox starts cold: %s", decision.reason)
+        if decision.pod is None:
+            log.info("a sandbox starts cold: %s", decision.reason)
+            return
+        if decision.outcome is not Outcome.RESTORED:
+            note_answer(bundle)
+        if decision.policy is None:
             return
         if decision.outcome in {Outcome.COLD, Outcome.COLD_DESPITE_SNAPSHOT}:
             self._reports.forget_restore(decision.pod)
-        if decision.outcome is Outcome.COLD_DESPITE_SNAPSHOT:
             self._reports.outcome(decision.pod, decision.outcome, reason=decision.reason)
+            self.metrics.started(decision.outcome, decision.cause)
         if decision.outcome is Outcome.FELL_BACK:
             self._restores.fallbacks()
         if decision.internal:
@@ -231,6 +266,8 @@ class Agent:
 
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
         if new is None or new.metadata.is_deleting:
+            if old is not None:
+                self._progress.ended(old.metadata.uid)
             return
         if old is None and not new.container_ids:
             self._decider.prefetch(new)
@@ -254,6 +291,11 @@ class Agent:
     def _is_gone(self, snapshot: Snapshot) -> bool:
         now = self._view.snapshots.store.get(*snapshot.metadata.key)
         if now is None or now.metadata.uid != snapshot.metadata.uid:
+            try:  # the watch may not show yet what was made here a moment ago
+                now = self._view.live_snapshot(snapshot)
+            except ApiError:
+                return False  # the report at the end will tell
+        if now is None:
             return True
         return now.metadata.is_deleting or bool(now.capture and now.capture.failure)
 
@@ -301,6 +343,12 @@ class Agent:
             self._restores.look_after(sandbox)
         self._saves.resume_forgotten()
         self._restores.fallbacks()
+        self._untold.tell()
+        self._counts.flush()
+        snapshots = self._view.snapshots.store.items()
+        self._counts.keep_only({s.metadata.uid for s in snapshots})
+        if not self._knows_leftovers:
+            self._knows_leftovers = self._progress.remove_left_behind(snapshots)
         self._housekeeping.sweep(alive)
         self._locks.keep_only(alive)
         self._saves.drop_unwanted_workload_saves(self._clock.now().timestamp())
@@ -311,6 +359,12 @@ class Agent:
 
     def _open_store(self, location: Location) -> ObjectStore:
         return open_store(location.bucket, bucket_root=self._settings.bucket_root)
+
+    def _memory_bytes(self, sandbox: str) -> int:
+        try:
+            return self._runsc.memory_bytes(sandbox)
+        except RunscError:
+            return 0  # not yet, or not any more
 
     def _damaged(self, snapshot: Snapshot, message: str) -> None:
         log.warning("PodSnapshot %s is damaged: %s", snapshot.metadata, message)

@@ -15,8 +15,8 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +31,7 @@ from nodeexec.node_cache import NodeCache
 from nodeexec.pause_estimate import PauseEstimate
 from nodeexec.runsc import Runsc, RunscError, RunscTimeoutError, finish
 from nodeexec.sandboxes import PreparedSandbox
+from nodeexec.saved_sizes import saved_sizes
 from nodeexec.stopping import Stopper
 from nodeexec.upload import UploadCancelledError, delete_attempt, upload
 from schemas.instants import to_micro_time
@@ -78,6 +79,7 @@ class CaptureJob:
     identity: SpecIdentity
     image_ids: dict[str, str]
     location: Location
+    env_marks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     git_revision: str = ""
     stops: bool = False
     rootfs_only: bool = False
@@ -176,6 +178,7 @@ class Capturer:
             checkpointed_at=self._now(),
             sealed_at=self._now(),
             size_bytes=manifest.size_bytes,
+            sizes=saved_sizes(self.directory(snapshot, record.attempt), manifest.size_bytes),
         )
         text = f"saved on node {self.node}, {manifest.size_bytes / 1e6:.1f} MB"
         return self._write(
@@ -220,6 +223,7 @@ class Capturer:
             compatibility=self.compatibility,
             image_ids=job.image_ids,
             rootfs_only=job.rootfs_only,
+            env_marks=job.env_marks,
         )
         message = f"being saved on node {self.node}"
         claimed = self._write(
@@ -258,6 +262,7 @@ class Capturer:
             checkpoint_s=checkpoint_s,
             seal_s=self.clock.monotonic_s() - started_s,
             size_bytes=manifest.size_bytes,
+            sizes=saved_sizes(directory, manifest.size_bytes),
         )
         text = f"saved on node {self.node}, {manifest.size_bytes / 1e6:.1f} MB"
         written = self._write(

@@ -31,7 +31,12 @@ def agent(settings_path: Path) -> None:
     from backends.clock import SystemClock
     from backends.kube.client import KubeClient
     from backends.kube.transport import Transport
-    from backends.telemetry import HttpEndpoint, configure_logging, configure_tracing
+    from backends.telemetry import (
+        HttpEndpoint,
+        api_request_counter,
+        configure_logging,
+        configure_tracing,
+    )
     from nodeexec.agent import Agent
     from nodeexec.runsc import RunscError
     from nodeexec.settings import AgentSettings, SettingsError
@@ -49,6 +54,7 @@ def agent(settings_path: Path) -> None:
         raise click.ClickException(
             f"runsc at {settings.runsc} cannot be used ({error}); see `podsnap-node doctor`"
         ) from error
+    transport.on_answer = api_request_counter(node.metrics.registry)
     endpoint = HttpEndpoint(
         settings.metrics_address,
         registry=node.metrics.registry,

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's metrics. Label values come from closed sets, never from names of objects."""
+"""The agent's metrics. Label values come from closed sets, never from names of objects.
+
+``docs/reference/metrics.md`` explains them.
+"""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from policies.verdict import Reason
 from schemas.snapshot import CaptureRecord
 from statemachine.restore import Outcome
 
@@ -20,6 +24,14 @@ class AgentMetrics:
         )
         for outcome in Outcome:
             self.decisions.labels(outcome=outcome)
+        self.starts = Counter(
+            "podsnap_pod_starts",
+            "Starts of governed Pods that were told on them, and why they were cold.",
+            ["outcome", "reason"],
+            registry=self.registry,
+        )
+        self.starts.labels(outcome=Outcome.RESTORED, reason="")
+        self.starts.labels(outcome=Outcome.COLD, reason=Reason.NO_SNAPSHOT_YET)
         self.decision_seconds = Histogram(
             "podsnap_decision_seconds",
             "Time from question to answer, fetches included.",
@@ -46,6 +58,10 @@ class AgentMetrics:
             registry=self.registry,
             buckets=_SECONDS,
         )
+
+    def started(self, outcome: Outcome, cause: Reason | None) -> None:
+        """Count a start; only a restored Pod has no cause."""
+        self.starts.labels(outcome=outcome, reason=cause or "").inc()
 
     def observe_save(self, record: CaptureRecord) -> None:
         """Count the phases of a sealed save."""

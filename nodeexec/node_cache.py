@@ -59,8 +59,16 @@ class NodeCache:
         sync_directory(self._root)
         return directory
 
-    def fetch(self, snapshot: Snapshot, store: ObjectStore) -> Path:
+    def fetch(
+        self,
+        snapshot: Snapshot,
+        store: ObjectStore,
+        *,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Path:
         """Bring a snapshot here, comparing every byte with its manifest.
+
+        ``on_progress`` is called with the bytes that came and all that will, block by block.
 
         Raises:
             DamagedError: the bytes differ from the manifest, or the manifest from the snapshot.
@@ -82,8 +90,16 @@ class NodeCache:
                         f"{manifest.size_bytes} bytes do not fit into the {free_bytes} free "
                         f"bytes of {self._root}"
                     )
+                done_bytes = 0
+
+                def came(block: bytes) -> None:
+                    nonlocal done_bytes
+                    done_bytes += len(block)
+                    if on_progress is not None:
+                        on_progress(done_bytes, manifest.size_bytes)
+
                 for part in manifest.parts:
-                    _fetch_part(snapshot, store, part, partial)
+                    _fetch_part(snapshot, store, part, partial, came)
                 _write_verified(partial)
                 shutil.rmtree(self._root / uid, ignore_errors=True)
                 partial.rename(self._root / uid)
@@ -142,7 +158,13 @@ def read_manifest(snapshot: Snapshot, store: ObjectStore) -> Manifest:
     return manifest
 
 
-def _fetch_part(snapshot: Snapshot, store: ObjectStore, part: Part, directory: Path) -> None:
+def _fetch_part(
+    snapshot: Snapshot,
+    store: ObjectStore,
+    part: Part,
+    directory: Path,
+    came: Callable[[bytes], None],
+) -> None:
     location = snapshot.capture.location if snapshot.capture else None
     prefix = location.path if location else ""
     name = f"{prefix}/{part.name}"
@@ -155,6 +177,11 @@ def _fetch_part(snapshot: Snapshot, store: ObjectStore, part: Part, directory: P
             )
 
     hasher = PartHasher(part.name, on_chunk=compare)
+
+    def read(block: bytes) -> None:
+        hasher.update(block)
+        came(block)
+
     info = store.stat(name, generation=part.generation)
     if info is None:
         raise DamagedError(f"part {part.name} is missing or was replaced")
@@ -163,9 +190,7 @@ def _fetch_part(snapshot: Snapshot, store: ObjectStore, part: Part, directory: P
             f"part {part.name} has {info.size_bytes} bytes, the manifest says {part.length_bytes}"
         )
     try:
-        store.download(
-            name, directory / part.name, generation=part.generation, on_block=hasher.update
-        )
+        store.download(name, directory / part.name, generation=part.generation, on_block=read)
     except IntegrityError as error:
         raise DamagedError(f"part {part.name}: {error}") from error
     found = hasher.part()

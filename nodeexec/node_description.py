@@ -2,7 +2,9 @@
 """What this node is, for the compatibility key (reference: runsc's restore checks).
 
 Read once at the agent's start: a changed runsc means a restarted agent, because the installer
-restarts both. The flags that count are those that runsc was seen to refuse or to misread.
+restarts both. It tells the instance type too, because an agent has no right on Nodes; only the
+series counts, never the number of CPUs or the memory. The flags that count are those that runsc was
+seen to refuse or to misread.
 """
 
 import hashlib
@@ -12,6 +14,7 @@ from pathlib import Path
 
 from nodeexec.runsc import Runsc
 from nodeexec.settings import AgentSettings
+from policies.compatibility import machine_series
 from schemas.snapshot import Compatibility
 
 # Flags whose change breaks a restore, with runsc's defaults.
@@ -40,7 +43,7 @@ def describe(settings: AgentSettings) -> Compatibility:
         runsc_digest=f"sha256:{build}",
         platform=flags.get("platform", "systrap"),
         architecture=platform.machine(),
-        machine_series=settings.machine_series or cpu_series(Path("/proc/cpuinfo")),
+        machine_series=machine_series(settings.machine_series) or cpu_series(Path("/proc/cpuinfo")),
         runtime_config={k: flags.get(k, default) for k, default in _FLAGS.items()},
         cpu_features=runsc.cpu_features(),
     )

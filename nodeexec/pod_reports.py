@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent tells on Pods and of restores: conditions, events, last access.
+"""What the agent tells on Pods and of restores: conditions, events, parts of snapshots' status.
 
 ``PodRestored`` is the one thing the agent writes on a Pod; the kubelet overwrites a phase from
 outside within seconds, and other conditions are not ours.
 """
 
 import logging
-import threading
 from collections.abc import Mapping, Sequence
 
 from backends.clock import Clock
 from backends.kube.client import POD_SNAPSHOTS, PODS, KubeClient
-from backends.kube.errors import ApiError
+from backends.kube.errors import ApiError, NotFound
 from backends.kube.events import EventRecorder
 from schemas.conditions import Condition, render_conditions
 from schemas.instants import to_time
 from schemas.names import (
-    ACCESS_MANAGER,
     AGENT_MANAGER,
     API_VERSION,
     DAMAGE_MANAGER,
@@ -29,8 +27,6 @@ from statemachine.restore import Outcome, report, saved_event
 
 log = logging.getLogger(__name__)
 
-_ACCESS_INTERVAL_S = 60.0
-
 
 class PodReports:
     """Writes the outcomes of starts and saves."""
@@ -40,16 +36,29 @@ class PodReports:
         self._client = client
         self._events = events
         self._clock = clock
-        self._accessed_s: dict[str, float] = {}
-        self._guard = threading.Lock()
 
-    def outcome(self, pod: Pod, outcome: Outcome, *, snapshot: str = "", reason: str = "") -> bool:
+    def outcome(
+        self,
+        pod: Pod,
+        outcome: Outcome,
+        *,
+        snapshot: str = "",
+        reason: str = "",
+        env_differences: Sequence[str] = (),
+    ) -> bool:
         """Tell how a Pod's start ended; returns whether the condition stands."""
-        told = report(outcome, namespace=pod.metadata.namespace, snapshot=snapshot, reason=reason)
+        told = report(
+            outcome,
+            namespace=pod.metadata.namespace,
+            pod=pod.metadata.name,
+            snapshot=snapshot,
+            reason=reason,
+            env_differences=env_differences,
+        )
         written = True
         if told.condition is not None:
             written = self._apply_conditions(pod, [told.condition])
-        if told.event_type is not None and written:
+        if written:
             self.event(pod, told.event_type, told.event_message)
         return written
 
@@ -61,45 +70,62 @@ class PodReports:
         """Emit the contract's event on a Pod."""
         self._events.emit(reference(pod), event_type, EVENT_REASON, message)
 
-    def accessed(self, snapshot: Snapshot) -> None:
-        """Record that a Pod was restored from a snapshot, at most once a minute."""
-        uid, now_s = snapshot.metadata.uid, self._clock.monotonic_s()
-        with self._guard:
-            if now_s - self._accessed_s.get(uid, -_ACCESS_INTERVAL_S) < _ACCESS_INTERVAL_S:
-                return
-            self._accessed_s[uid] = now_s
-        status = {"lastAccessTime": to_time(self._clock.now())}
-        self._record(snapshot, status, manager=ACCESS_MANAGER)
-
     def damaged(self, snapshot: Snapshot, message: str) -> None:
         """Record that a snapshot's bytes are wrong; nobody restores from it any more."""
-        status = {"podsnap": {"damage": {"message": message}}}
-        self._record(snapshot, status, manager=DAMAGE_MANAGER)
-
-    def restore_failed(self, snapshot: Snapshot, pod: Pod, reason: str) -> None:
-        """Record that a Pod's restore failed; some failures take the snapshot out of use."""
-        self._patch_failures(snapshot, {pod.metadata.uid: reason})
-
-    def restore_worked(self, snapshot: Snapshot) -> None:
-        """Clear a snapshot that a Pod does well with of earlier failures."""
-        self._patch_failures(snapshot, dict.fromkeys(snapshot.failures))
-
-    def _patch_failures(self, snapshot: Snapshot, failures: Mapping[str, str | None]) -> None:
-        patch = {
-            "metadata": {"uid": snapshot.metadata.uid},
-            "status": {"podsnap": {"failures": failures}},
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": "PodSnapshot",
+            "metadata": snapshot.metadata.identity(),
+            "status": {"podsnap": {"damage": {"message": message}}},
         }
         try:
-            self._client.merge_patch(
+            self._client.apply(
                 POD_SNAPSHOTS,
-                snapshot.metadata.name,
-                patch,
-                namespace=snapshot.metadata.namespace,
-                field_manager=AGENT_MANAGER,
+                body,
+                field_manager=DAMAGE_MANAGER,
                 subresource="status",
+                force=True,
             )
         except ApiError as error:
             log.warning("status of %s could not be written: %s", snapshot.metadata, error)
+
+    def restore_failed(self, snapshot: Snapshot, pod: Pod, reason: str) -> None:
+        """Record that a Pod's restore failed; some failures take the snapshot out of use."""
+        self.merge_status(snapshot, {"podsnap": {"failures": {pod.metadata.uid: reason}}})
+
+    def restore_worked(self, snapshot: Snapshot) -> None:
+        """Clear a snapshot that a Pod does well with of earlier failures."""
+        gone = dict.fromkeys(snapshot.failures)
+        self.merge_status(snapshot, {"podsnap": {"failures": gone}})
+
+    def merge_status(
+        self, snapshot: Snapshot, status: Mapping[str, object], *, manager: str = AGENT_MANAGER
+    ) -> bool:
+        """Merge into a snapshot's status what several nodes write; ``None`` removes a field.
+
+        No apply, because that would take away what the same manager wrote on another node. Returns
+        whether it stands, or has no place any more because the snapshot is gone.
+        """
+        name, namespace = snapshot.metadata.name, snapshot.metadata.namespace
+        try:
+            # The API server takes any UID in such a patch, and names come back.
+            live = self._client.get(POD_SNAPSHOTS, name, namespace=namespace)
+            if live["metadata"]["uid"] != snapshot.metadata.uid:
+                return True
+            self._client.merge_patch(
+                POD_SNAPSHOTS,
+                name,
+                {"status": status},
+                namespace=namespace,
+                field_manager=manager,
+                subresource="status",
+            )
+        except NotFound:
+            return True
+        except ApiError as error:
+            log.warning("status of %s could not be written: %s", snapshot.metadata, error)
+            return False
+        return True
 
     def forget_restore(self, pod: Pod) -> None:
         """Remove ``PodRestored`` from a Pod whose next sandbox starts cold."""
@@ -125,20 +151,6 @@ class PodReports:
             log.warning("PodRestored of %s could not be written: %s", pod.metadata, error)
             return False
         return True
-
-    def _record(self, snapshot: Snapshot, status: Mapping[str, object], *, manager: str) -> None:
-        body = {
-            "apiVersion": API_VERSION,
-            "kind": "PodSnapshot",
-            "metadata": snapshot.metadata.identity(),
-            "status": status,
-        }
-        try:
-            self._client.apply(
-                POD_SNAPSHOTS, body, field_manager=manager, subresource="status", force=True
-            )
-        except ApiError as error:
-            log.warning("status of %s could not be written: %s", snapshot.metadata, error)
 
 
 def reference(pod: Pod) -> dict[str, str]:

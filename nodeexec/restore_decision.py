@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,11 +22,14 @@ from opentelemetry import context, trace
 from backends.clock import Clock
 from backends.objects.interface import ObjectStore, StoreError
 from nodeexec.cluster_view import ClusterView
+from nodeexec.mounted_content import ContentError, MountedContent
 from nodeexec.node_cache import DamagedError, FetchError, NodeCache
-from policies.distill import distill
+from nodeexec.restore_progress import RunningRestores
 from policies.matching import Candidate, Choice, awaited, choose
+from policies.verdict import Reason
 from schemas.pod import Pod
-from schemas.policy import GATE_LIMIT_S, Policy, TriggerType
+from schemas.policy import Policy, TriggerType
+from schemas.policy_options import GATE_LIMIT_S
 from schemas.snapshot import Compatibility, Snapshot
 from schemas.storage_config import Location
 from statemachine.restore import Outcome
@@ -45,7 +49,10 @@ _SLOWEST_BYTES_PER_S: Final = 20e6
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The answer for one sandbox, and what to tell about it once it is given."""
+    """The answer for one sandbox, and what to tell about it once it is given.
+
+    A Pod that starts cold has a cause, and a sentence about it.
+    """
 
     pod: Pod | None = None
     policy: Policy | None = None
@@ -54,6 +61,7 @@ class Decision:
     snapshot: Snapshot | None = None
     image_dir: Path | None = None
     outcome: Outcome = Outcome.COLD
+    cause: Reason | None = None
     reason: str = ""
 
     def to_answer(self) -> dict[str, Any]:
@@ -96,6 +104,8 @@ class RestoreDecider:
     workload_dirs: Path
     open_store: Callable[[Location], ObjectStore]
     on_damage: Callable[[Snapshot, str], None]
+    progress: RunningRestores
+    contents: MountedContent
     clock: Clock
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _fetches: ThreadPoolExecutor = field(
@@ -123,7 +133,8 @@ class RestoreDecider:
             attributes={"k8s.namespace.name": namespace, "k8s.pod.name": name},
         ) as span:
             decision = self._decide(namespace, name, uid, cold, hold)
-            if decision.policy is not None:
+            if decision.pod is not None and decision.policy is not None:
+                self.contents.note(sandbox, decision.pod, decision.policy)
                 # Last, because nobody owns the directory until the runtime has the answer.
                 internal = self._internal(decision.policy, sandbox)
                 decision = replace(decision, internal=internal, enable=bool(internal))
@@ -141,9 +152,17 @@ class RestoreDecider:
         policy = self.view.policy_of(pod)
         if policy is None:
             return
-        snapshot = choose(self._candidate(pod, policy), self.view.snapshots.store.items()).snapshot
+        snapshot = self.fitting(pod, policy)
         if snapshot is not None and self.cache.lookup(snapshot.metadata.uid) is None:
             self._fetch(snapshot)
+
+    def fitting(self, pod: Pod, policy: Policy) -> Snapshot | None:
+        """Return what a Pod would be restored from now, as far as is known."""
+        try:
+            candidate = self._candidate(pod, policy)
+        except ContentError:
+            return None  # its volumes are not mounted yet
+        return choose(candidate, self.view.snapshots.store.items()).snapshot
 
     def _decide(
         self,
@@ -154,32 +173,40 @@ class RestoreDecider:
         hold: Callable[[float], None],
     ) -> Decision:
         if not self.view.is_synced():
-            return Decision(reason="the agent has just started and does not know the cluster yet")
+            text = "the agent has just started and does not know the cluster yet"
+            return Decision(cause=Reason.AGENT_AWAY, reason=text)
         pod = self.view.pod(namespace, name, uid)
         if pod is None:
-            return Decision(reason="the API server does not know the Pod with this UID (yet)")
+            text = "the API server does not know the Pod with this UID (yet)"
+            return Decision(cause=Reason.POD_NOT_FOUND, reason=text)
         policy = self.view.policy_of(pod)
         if policy is None:
-            return Decision(pod=pod, reason="no policy governs the Pod")
+            return Decision(pod=pod, cause=Reason.NOT_GOVERNED, reason="no policy governs the Pod")
         base = Decision(pod=pod, policy=policy)
         if cold is not None:
             return self._after_failure(base, cold)
         storage = self.view.storage_of(policy)
         if storage is not None and not storage.allows(namespace):
             text = f"PodSnapshotStorageConfig {storage.metadata.name} is not for this namespace"
-            return replace(base, reason=text)
+            return _despite(base, Reason.STORAGE_NOT_ALLOWED, text)
         ends_s = self.clock.monotonic_s() + GATE_LIMIT_S
-        choice = self._choice(self._candidate(pod, policy), hold)
+        if policy.options.strict:
+            hold(GATE_LIMIT_S + 1)  # its digests are slow on purpose
+        try:
+            candidate = self._candidate(pod, policy)
+        except ContentError as error:
+            return _despite(base, Reason.CONTENT_UNKNOWN, str(error))
+        choice = self._choice(candidate, hold)
         if choice.snapshot is None:
             outcome = Outcome.COLD_DESPITE_SNAPSHOT if choice.noteworthy else Outcome.COLD
-            return replace(base, outcome=outcome, reason=choice.reason)
-        return self._with_image(base, choice.snapshot, hold, ends_s)
+            return replace(base, outcome=outcome, cause=choice.cause, reason=choice.reason)
+        return self._with_image(pod, base, choice.snapshot, hold, ends_s)
 
     def _choice(self, candidate: Candidate, hold: Callable[[float], None]) -> Choice:
         """Choose a snapshot; behind the gate, wait for one that is in the making."""
         policy, store = candidate.policy, self.view.snapshots.store
         goes = policy.stops or policy.trigger_type is TriggerType.ON_DELETE
-        gate_s = policy.gate_s or (_SUCCESSOR_GATE_S if goes else 0.0)
+        gate_s = policy.options.gate_s or (_SUCCESSOR_GATE_S if goes else 0.0)
         choice = choose(candidate, store.items())
         if not gate_s or awaited(candidate, store.items()) is None:
             return choice
@@ -191,10 +218,15 @@ class RestoreDecider:
         if late is None or choice.snapshot is not None:
             return choice
         text = f"PodSnapshot {late.metadata} was not ready within the gate's {gate_s:g} s"
-        return Choice(None, text, noteworthy=True)
+        return Choice(None, Reason.GATE_TIMED_OUT, text)
 
     def _with_image(
-        self, base: Decision, snapshot: Snapshot, hold: Callable[[float], None], ends_s: float
+        self,
+        pod: Pod,
+        base: Decision,
+        snapshot: Snapshot,
+        hold: Callable[[float], None],
+        ends_s: float,
     ) -> Decision:
         uid = snapshot.metadata.uid
         image = self.cache.lookup(uid)
@@ -202,24 +234,25 @@ class RestoreDecider:
             hold(GATE_LIMIT_S + 1)
             left_s = max(ends_s - self.clock.monotonic_s(), 0)
             try:
-                image = self._fetch(snapshot).result(timeout=left_s)
-            except (DamagedError, FetchError) as error:
-                return replace(
-                    base,
-                    outcome=Outcome.COLD_DESPITE_SNAPSHOT,
-                    reason=f"PodSnapshot {snapshot.metadata}: {error}",
-                )
+                with self.progress.fetching(pod, snapshot):
+                    image = self._fetch(snapshot).result(timeout=left_s)
+            except DamagedError as error:
+                text = f"PodSnapshot {snapshot.metadata}: {error}"
+                return _despite(base, Reason.BYTES_DAMAGED, text)
+            except FetchError as error:
+                text = f"PodSnapshot {snapshot.metadata}: {error}"
+                return _despite(base, Reason.FETCH_FAILED, text)
             except FutureTimeoutError:
-                return replace(
-                    base,
-                    outcome=Outcome.COLD_DESPITE_SNAPSHOT,
-                    reason=f"PodSnapshot {snapshot.metadata} was not fetched within "
-                    f"{left_s:.0f} s; the fetch goes on for later Pods",
+                text = (
+                    f"PodSnapshot {snapshot.metadata} was not fetched within {left_s:.0f} s; the "
+                    "fetch goes on for later Pods"
                 )
+                return _despite(base, Reason.FETCH_TOO_SLOW, text)
         return replace(base, outcome=Outcome.RESTORED, snapshot=snapshot, image_dir=image)
 
     def _after_failure(self, base: Decision, cold: Mapping[str, Any]) -> Decision:
-        return replace(base, outcome=Outcome.FELL_BACK, reason=str(cold.get("reason", "")))
+        reason = str(cold.get("reason", ""))
+        return replace(base, outcome=Outcome.FELL_BACK, cause=Reason.RESTORE_FAILED, reason=reason)
 
     def _internal(self, policy: Policy, sandbox: str) -> dict[str, str]:
         if policy.trigger_type is not TriggerType.WORKLOAD:
@@ -235,7 +268,8 @@ class RestoreDecider:
         }
 
     def _candidate(self, pod: Pod, policy: Policy) -> Candidate:
-        return Candidate(pod=pod, policy=policy, identity=distill(pod), node=self.node)
+        identity = self.contents.identity(pod, policy)
+        return Candidate(pod=pod, policy=policy, identity=identity, node=self.node)
 
     def _fetch(self, snapshot: Snapshot) -> Future[Path]:
         uid = snapshot.metadata.uid
@@ -260,9 +294,17 @@ class RestoreDecider:
             },
         ):
             try:
-                return self.cache.fetch(snapshot, self.open_store(capture.location))
+                return self.cache.fetch(
+                    snapshot,
+                    self.open_store(capture.location),
+                    on_progress=partial(self.progress.fetched, snapshot.metadata.uid),
+                )
             except DamagedError as error:
                 self.on_damage(snapshot, str(error))
                 raise
             except StoreError as error:
                 raise FetchError(str(error)) from error
+
+
+def _despite(base: Decision, cause: Reason, reason: str) -> Decision:
+    return replace(base, outcome=Outcome.COLD_DESPITE_SNAPSHOT, cause=cause, reason=reason)

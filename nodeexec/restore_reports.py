@@ -17,6 +17,8 @@ from backends.clock import Clock
 from nodeexec.cluster_view import ClusterView
 from nodeexec.metrics import AgentMetrics
 from nodeexec.pod_reports import PodReports
+from nodeexec.restore_counts import RestoreCounts
+from nodeexec.restore_progress import RunningRestores
 from nodeexec.runsc import Runsc, RunscError, RunscTimeoutError
 from nodeexec.sandboxes import (
     ColdMark,
@@ -28,7 +30,10 @@ from nodeexec.sandboxes import (
 )
 from nodeexec.saves import SandboxLocks
 from nodeexec.settings import AgentSettings
+from policies.environment import env_differences
+from policies.verdict import Reason
 from schemas.pod import Pod
+from schemas.snapshot import Snapshot
 from statemachine.restore import Outcome, ready_limit_s
 
 log = logging.getLogger(__name__)
@@ -47,6 +52,8 @@ class RestoreReports:
     view: ClusterView
     runsc: Runsc
     reports: PodReports
+    counts: RestoreCounts
+    progress: RunningRestores
     clock: Clock
     metrics: AgentMetrics
     locks: SandboxLocks
@@ -86,18 +93,25 @@ class RestoreReports:
             log.warning("the restore of %s has no end yet: %s", pod.metadata, error)
             return False
         except RunscError as error:
-            self.reports.outcome(
-                pod, Outcome.FELL_BACK, snapshot=sandbox.restored_from, reason=str(error)
-            )
+            # Marked now, or the Pod's next sandbox would tell of the same failure in other words; a
+            # mark on a sandbox that lives on would keep anybody from looking after it.
+            self.give_up(sandbox, str(error))
             return False
-        written = self.reports.outcome(pod, Outcome.RESTORED, snapshot=sandbox.restored_from)
-        if written:
-            sandbox.mark_reported()
-            self.metrics.restores.inc()
+        self.progress.ended(pod.metadata.uid)
         snapshot = self.view.snapshots.store.get(sandbox.namespace, sandbox.restored_from)
+        if not self.reports.outcome(
+            pod,
+            Outcome.RESTORED,
+            snapshot=sandbox.restored_from,
+            env_differences=_env_differences(snapshot, pod),
+        ):
+            return False
+        sandbox.mark_reported()
+        self.metrics.restores.inc()
+        self.metrics.started(Outcome.RESTORED, None)
         if snapshot is not None:
-            self.reports.accessed(snapshot)
-        return written
+            self.counts.restored(snapshot)
+        return True
 
     def fallbacks(self) -> None:
         """Tell of every failed restore that the runtime left a mark of, once each."""
@@ -111,20 +125,24 @@ class RestoreReports:
                 if read_cold_mark(mark) != cold:
                     continue  # another thread was first
                 mark_told(mark)
+            self.progress.ended(pod.metadata.uid)
+            self.metrics.started(Outcome.FELL_BACK, Reason.RESTORE_FAILED)
             self._count(pod, cold)
             self.reports.outcome(pod, Outcome.FELL_BACK, snapshot=cold.snapshot, reason=cold.reason)
 
     def give_up(self, sandbox: PreparedSandbox, why: str) -> None:
         """Let a Pod that does not do well after its restore start cold: a new sandbox does."""
-        attempt = self.settings.attempts_dir / sandbox.pod_uid
-        mark = self.settings.cold_marks_dir / sandbox.pod_uid
-        if not mark_cold(attempt, mark, why):
+        if not self._mark_cold(sandbox, why):
             return
         pid = self.runsc.sandbox_pid(sandbox.id)
         if pid > 1:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.fallbacks()
+
+    def _mark_cold(self, sandbox: PreparedSandbox, why: str) -> bool:
+        attempt = self.settings.attempts_dir / sandbox.pod_uid
+        return mark_cold(attempt, self.settings.cold_marks_dir / sandbox.pod_uid, why)
 
     def look_after(self, sandbox: PreparedSandbox) -> None:
         """Forget the attempt of a Pod that does well; give one up that does not become Ready."""
@@ -160,3 +178,11 @@ class RestoreReports:
         if cold.snapshot_uid not in {"", snapshot.metadata.uid}:
             return  # of an earlier snapshot of the same name
         self.reports.restore_failed(snapshot, pod, cold.reason)
+
+
+def _env_differences(snapshot: Snapshot | None, pod: Pod) -> list[str]:
+    """Say what a restored process does not know of its environment; files alone have none."""
+    capture = snapshot.capture if snapshot is not None else None
+    if snapshot is None or capture is None or capture.rootfs_only:
+        return []
+    return env_differences(capture.env_marks, pod, pod.metadata.namespace)

@@ -133,6 +133,7 @@ class Runsc:
         """Return once the sandbox's memory is back.
 
         Raises:
+            RunscTimeoutError: it is not known yet.
             RunscError: the restore failed; the sandbox is spent.
         """
         process = self._spawn("wait", "--restore", sandbox)
@@ -141,6 +142,10 @@ class Runsc:
         except RunscTimeoutError:
             process.kill()  # it only waits; the restore goes on
             process.communicate()
+            raise
+        except RunscError as error:
+            if process.returncode < 0:  # the client was killed, and knows nothing of the restore
+                raise RunscTimeoutError(str(error)) from error
             raise
 
     def _ask(self, *arguments: str) -> str:

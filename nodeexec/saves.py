@@ -25,14 +25,17 @@ from nodeexec.capture import MAX_ATTEMPTS, CaptureFailed, CaptureJob, Capturer, 
 from nodeexec.cluster_view import ClusterView
 from nodeexec.image_ids import ImageIds, ImageIdUnknownError
 from nodeexec.metrics import AgentMetrics
+from nodeexec.mounted_content import ContentError, MountedContent
 from nodeexec.pod_reports import PodReports
 from nodeexec.sandboxes import PreparedSandbox, prepared_sandboxes, sandbox_of_pod
 from nodeexec.settings import AgentSettings
 from nodeexec.workload_saves import is_complete
 from policies.capturing import may_save, storage_usable, warnings
 from policies.distill import distill
+from policies.environment import env_marks
 from policies.identity import automatic_identity
 from policies.selection import group_labels
+from policies.verdict import Reason
 from schemas.names import CHECKPOINT, PROBE_BUDGET_ANNOTATION, STORAGE_REPLICATED
 from schemas.pod import Pod
 from schemas.policy import Policy, TriggerType
@@ -162,17 +165,24 @@ class NodeSaves:
         )
         policy = self.view.policies.store.get(snapshot.metadata.namespace, snapshot.policy_name)
         if policy is None:
-            return _STORAGE_RETRY_S
+            if snapshot.capture is None:
+                return _STORAGE_RETRY_S  # the controller deletes it, if that is so
+            gone = Failure("PolicyGone", "its policy was deleted while the Pod was being saved")
+            self.capturer.refuse(snapshot, pod, gone)
+            self._tell_failure(snapshot, gone, pod)
+            return None
         sandbox = sandbox_of_pod(self.settings.bundles_dir, snapshot.origin_pod_uid)
         refusal = self._refusal(snapshot, policy, pod, sandbox)
         if refusal is not None or pod is None or sandbox is None:
-            failure = refusal or Failure("PodGone", "the Pod to be saved is gone")
-            self.capturer.refuse(snapshot, pod, failure)
-            self._tell_failure(snapshot, failure, pod)
+            gone = Failure("PodGone", "the Pod to be saved is gone")
+            self._refuse(snapshot, pod, refusal or gone)
             return None
         job = self._job(snapshot, pod, sandbox, policy)
         if isinstance(job, float):
             return job
+        if isinstance(job, Failure):
+            self._refuse(snapshot, pod, job)
+            return None
         self._carry_through(snapshot, lambda: self._capture(job, attempt=attempt), pod)
         return None
 
@@ -206,9 +216,9 @@ class NodeSaves:
         policy = self.view.policies.store.get(pod.metadata.namespace, snapshot.policy_name)
         job = self._job(snapshot, pod, sandbox, policy) if policy else _STORAGE_RETRY_S
         if isinstance(job, float):
-            failure = Failure("NotPrepared", "its storage or its images are not known yet")
-            self.capturer.refuse(snapshot, pod, failure)
-            self._tell_failure(snapshot, failure, pod)
+            job = Failure("NotPrepared", "its storage or its images are not known yet")
+        if isinstance(job, Failure):
+            self._refuse(snapshot, pod, job)
             return
         job = replace(job, ends_s=ends_s, on_written=on_written)
         self._parting.add(snapshot.metadata.uid)
@@ -287,7 +297,7 @@ class NodeSaves:
         for text in warnings(pod, memory_bytes):
             self.reports.event(pod, "Warning", text)
         pause_s = 0.0 if policy.rootfs_only else self.capturer.estimate.seconds(memory_bytes)
-        if pause_s <= policy.probe_budget_s:
+        if pause_s <= policy.options.probe_budget_s:
             return None
         figures = (
             f"saving {memory_bytes / 1e6:.0f} MB pauses Pod {pod.metadata.name} for about "
@@ -298,15 +308,15 @@ class NodeSaves:
             return None
         return Failure(
             "PauseTooLong",
-            f"{figures}, more than the {policy.probe_budget_s:g} s that a serving Pod may stand "
-            f"still; raise the policy's annotation {PROBE_BUDGET_ANNOTATION}, or use a manual or "
-            "workload trigger",
+            f"{figures}, more than the {policy.options.probe_budget_s:g} s that a serving Pod may "
+            f"stand still; raise the policy's annotation {PROBE_BUDGET_ANNOTATION}, or use a "
+            "manual or workload trigger",
         )
 
     def _job(
         self, snapshot: Snapshot, pod: Pod, sandbox: PreparedSandbox, policy: Policy
-    ) -> CaptureJob | float:
-        """Gather what a save needs, or say in how many seconds to look again."""
+    ) -> CaptureJob | Failure | float:
+        """Gather what a save needs, or say in how many seconds to look again, or why never."""
         location = self._location(snapshot, policy)
         if location is None:
             return _STORAGE_RETRY_S
@@ -319,12 +329,18 @@ class NodeSaves:
         image_ids = {name: known[name] for name in pod.running_names if name in known}
         if len(image_ids) < len(pod.running_names):
             return _IMAGE_ID_RETRY_S  # the watch does not show every container yet
+        content = MountedContent(self.settings.kubelet_root, self.settings.bundles_dir)
+        try:
+            identity = content.identity_since_start(sandbox.id, pod, policy)
+        except ContentError as error:
+            return Failure(Reason.CONTENT_UNKNOWN, str(error))
         return CaptureJob(
             snapshot=snapshot,
             pod=pod,
             sandbox=sandbox,
-            identity=distill(pod),
+            identity=identity,
             image_ids=image_ids,
+            env_marks={} if policy.rootfs_only else env_marks(pod, pod.metadata.namespace),
             location=location,
             git_revision=policy.git_revision or "",
             stops=policy.stops,
@@ -332,6 +348,8 @@ class NodeSaves:
         )
 
     def _location(self, snapshot: Snapshot, policy: Policy) -> Location | None:
+        if snapshot.capture is not None and snapshot.capture.location is not None:
+            return snapshot.capture.location  # of the first attempt, wherever the policy points now
         storage = self.view.storage_of(policy)
         if storage is None or storage.location is None:
             return None
@@ -353,6 +371,8 @@ class NodeSaves:
             job = self._job(snapshot, pod, sandbox, policy)
             if isinstance(job, float):
                 return job
+            if isinstance(job, Failure):
+                continue
             self._carry_through(
                 snapshot,
                 functools.partial(self.capturer.adopt_workload_save, job, directory, attempt=1),
@@ -362,12 +382,12 @@ class NodeSaves:
         return None
 
     def _identity(self, pod: Pod) -> str:
+        """Return the identity of a Pod that may be saved for all equal ones, else nothing."""
         policy = self.view.policy_of(pod)
-        if policy is None:
+        if policy is None or not may_save(pod, policy, self.compatibility).usable:
             return ""
-        return automatic_identity(
-            policy, distill(pod), group_labels(pod.metadata.labels, policy), self.compatibility
-        )
+        group = group_labels(pod.metadata.labels, policy)
+        return automatic_identity(policy, distill(pod, policy), group, self.compatibility)
 
     def _carry_through(
         self, snapshot: Snapshot, save: Callable[[], tuple[Snapshot, CaptureRecord]], pod: Pod
@@ -438,6 +458,10 @@ class NodeSaves:
                 self.capturer.stopper.stop(sandbox, pod)
             else:
                 self.capturer.stopper.resume(sandbox)
+
+    def _refuse(self, snapshot: Snapshot, pod: Pod | None, failure: Failure) -> None:
+        self.capturer.refuse(snapshot, pod, failure)
+        self._tell_failure(snapshot, failure, pod)
 
     def _tell_failure(self, snapshot: Snapshot, failure: Failure, pod: Pod | None) -> None:
         log.warning("save %s failed: %s: %s", snapshot.metadata, failure.reason, failure.message)

@@ -16,7 +16,11 @@ class SettingsError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class AgentSettings:
-    """Paths and names of one node."""
+    """Paths and names of one node.
+
+    ``machine_series`` may be the node's instance type (``n2-standard-4``); if it is empty, the
+    CPU's vendor, family and model take its place.
+    """
 
     node_name: str
     kubeconfig: Path

@@ -11,13 +11,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from policies.verdict import Finding, Reason, Verdict
-from schemas.names import NAMESPACES_ANNOTATION
+from schemas.names import (
+    NAMESPACES_ANNOTATION,
+    SAVE_SELECTOR_ANNOTATION,
+    STRICT_IDENTITY_ANNOTATION,
+)
 from schemas.pod import Pod
 from schemas.policy import Policy, TriggerType
+from schemas.policy_options import Strictness
 from schemas.quantities import parse_bytes
 from schemas.snapshot import Compatibility
 from schemas.storage_config import StorageConfig
 
+_CONTENTS = frozenset({Strictness.SECRETS, Strictness.CONFIG_MAPS})
+_SHARED = frozenset({TriggerType.WORKLOAD, TriggerType.READINESS_PROBE})
 _FUSE_DRIVER = "gcsfuse.csi.storage.gke.io"
 _FUSE_SIDECAR = "gke-gcsfuse-sidecar"
 _FUSE_ANNOTATION = "gke-gcsfuse/volumes"
@@ -52,7 +59,19 @@ def may_save(pod: Pod, policy: Policy, node: Compatibility | None) -> Verdict:
     """Judge a Pod with its node; a node that published nothing is not judged."""
     on_node = node_may_save(node, policy) if node else Verdict()
     shape = Verdict() if policy.rootfs_only else restorable(pod)
-    return Verdict((*shape.findings, *on_node.findings))
+    return Verdict((*_golden(pod, policy).findings, *shape.findings, *on_node.findings))
+
+
+def _golden(pod: Pod, policy: Policy) -> Verdict:
+    """Judge whether a Pod may define what all others start from."""
+    if policy.options.save_from is None or policy.options.save_from.matches(pod.metadata.labels):
+        return Verdict()
+    return _refuse(
+        Reason.NOT_GOLDEN,
+        "its labels do not match the policy's annotation "
+        f"{SAVE_SELECTOR_ANNOTATION}, so it may be restored, but may not define what others start "
+        "from; save a Pod whose labels match",
+    )
 
 
 def node_may_save(node: Compatibility, policy: Policy) -> Verdict:
@@ -100,6 +119,18 @@ def unsupported(policy: Policy) -> str:
             "a save that the workload asks for has memory in it, so snapshotScope rootfs-only "
             "cannot be with triggerConfig.type workload; use snapshotScope whole-pod, or type "
             "manual, readinessProbe or onDelete"
+        )
+    strict = policy.options.strict
+    if strict and policy.rootfs_only:
+        return (
+            "saved files fit any Pod of the policy, so annotation "
+            f"{STRICT_IDENTITY_ANNOTATION} cannot be with snapshotScope rootfs-only; remove one"
+        )
+    if _CONTENTS & strict and policy.trigger_type in _SHARED:
+        return (
+            f"annotation {STRICT_IDENTITY_ANNOTATION} counts what only a node can see, and with "
+            f"triggerConfig.type {policy.trigger_type} Pods agree on one snapshot beforehand; use "
+            "type manual or onDelete, or count env alone"
         )
     return ""
 

@@ -6,7 +6,29 @@ exit code 0 and crashes later. So everything is compared here, before any byte i
 features are the one unequal comparison: the node may have more than were saved, never fewer.
 """
 
+import re
+from typing import Final
+
 from schemas.snapshot import Compatibility
+
+# Google's n2-standard-4, Amazon's m5.large, Azure's Standard_D4s_v5: the size is no matter.
+_INSTANCE_TYPES: Final = (
+    re.compile(r"(?P<series>[a-z]+[0-9]+[a-z]*)-[a-z].*"),
+    re.compile(r"(?P<series>[a-z][a-z0-9-]*)\.[a-z0-9-]+"),
+    re.compile(r"Standard_(?P<series>[A-Z]+)[0-9]+(-[0-9]+)?(?P<kind>[a-z]*(_.+)?)"),
+)
+
+
+def machine_series(instance_type: str) -> str:
+    """Return the series of a node's label ``node.kubernetes.io/instance-type``.
+
+    Anything that is of no known form is a series by itself.
+    """
+    for form in _INSTANCE_TYPES:
+        found = form.fullmatch(instance_type)
+        if found:
+            return found["series"] + found.groupdict().get("kind", "")
+    return instance_type
 
 
 def incompatibilities(saved: Compatibility, node: Compatibility) -> list[str]:

@@ -31,14 +31,16 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The snapshot to restore, or why the Pod starts cold.
-
-    ``noteworthy`` is false where a cold start is what anybody expects: no snapshot exists yet.
-    """
+    """The snapshot to restore, or why the Pod starts cold: the cause, and a sentence about it."""
 
     snapshot: Snapshot | None
+    cause: Reason | None = None
     reason: str = ""
-    noteworthy: bool = False
+
+    @property
+    def noteworthy(self) -> bool:
+        """Whether a snapshot exists and could not be used; else a cold start surprises nobody."""
+        return self.cause not in {None, Reason.NO_SNAPSHOT_YET, Reason.PINNED_TO_NONE}
 
 
 def judge(candidate: Candidate, snapshot: Snapshot) -> Verdict:
@@ -81,9 +83,12 @@ def _memory_findings(candidate: Candidate, capture: CaptureRecord) -> list[Findi
         Finding(Reason.SPEC_DIFFERS, text)
         for text in differences(capture.identity, candidate.identity)
     ]
-    unknown = sorted(set(candidate.pod.running_names) - capture.image_ids.keys())
-    if unknown:
-        text = f"it does not say which image container {unknown[0]} was made from"
+    here, saved = set(candidate.pod.running_names), capture.image_ids.keys()
+    for name in sorted(here - saved):
+        text = f"it does not say which image container {name} was made from"
+        found.append(Finding(Reason.SPEC_DIFFERS, text))
+    for name in sorted(saved - here):
+        text = f"container {name} does not run in the Pod, and did in the saved one"
         found.append(Finding(Reason.SPEC_DIFFERS, text))
     return found + [
         Finding(Reason.NODE_INCOMPATIBLE, text)
@@ -92,7 +97,12 @@ def _memory_findings(candidate: Candidate, capture: CaptureRecord) -> list[Findi
 
 
 def choose(candidate: Candidate, snapshots: Iterable[Snapshot]) -> Choice:
-    """Take the newest snapshot that fits; a pin takes exactly that one or none (contract, 6.3)."""
+    """Take the newest snapshot that fits; a pin takes exactly that one or none (contract, 6.3).
+
+    If none fits, the reason is about one of them: the newest of the Pod's own group, else the
+    newest; if none is ready, the newest that is quarantined. Of what stands in its way the most
+    important is told (``verdict.IMPORTANCE``), and how much more there is.
+    """
     pod, policy = candidate.pod, candidate.policy
     ours = [s for s in snapshots if s.metadata.namespace == pod.metadata.namespace]
     pin = pod.pinned_snapshot
@@ -111,12 +121,12 @@ def choose(candidate: Candidate, snapshots: Iterable[Snapshot]) -> Choice:
         if quarantined:
             newest = max(quarantined, key=_age_key)
             text = f"PodSnapshot {newest.metadata} is quarantined: {newest.quarantine}"
-            return Choice(None, text, noteworthy=True)
-        return Choice(None, f"no snapshot of policy {policy.metadata.name} is ready yet")
-    newest, verdict = ready[0]
-    return Choice(
-        None, f"PodSnapshot {newest.metadata} does not fit: {verdict.message}", noteworthy=True
-    )
+            return Choice(None, Reason.QUARANTINED, text)
+        text = f"no snapshot of policy {policy.metadata.name} is ready yet"
+        return Choice(None, Reason.NO_SNAPSHOT_YET, text)
+    of_group = (r for r in ready if Reason.GROUP_DIFFERS not in {f.reason for f in r[1].findings})
+    newest, verdict = next(of_group, ready[0])
+    return _misfit(f"PodSnapshot {newest.metadata}", verdict)
 
 
 def awaited(candidate: Candidate, snapshots: Iterable[Snapshot]) -> Snapshot | None:
@@ -144,24 +154,21 @@ def _is_in_the_making(snapshot: Snapshot) -> bool:
 
 def _choose_pinned(candidate: Candidate, ours: list[Snapshot], pin: str) -> Choice:
     if not pin:
-        return Choice(None, "the Pod's ps-name annotation is empty, which means: never restore")
+        text = "the Pod's ps-name annotation is empty, which means: never restore"
+        return Choice(None, Reason.PINNED_TO_NONE, text)
     named = next((s for s in ours if s.metadata.name == pin), None)
     namespace = candidate.pod.metadata.namespace
+    subject = f"PodSnapshot {namespace}/{pin}, named by the ps-name annotation,"
     if named is None:
-        return Choice(
-            None,
-            f"PodSnapshot {namespace}/{pin}, named by the ps-name annotation, does not exist",
-            noteworthy=True,
-        )
+        return Choice(None, Reason.PIN_MISSING, f"{subject} does not exist")
     verdict = judge(candidate, named)
-    if verdict.usable:
-        return Choice(named)
-    return Choice(
-        None,
-        f"PodSnapshot {namespace}/{pin}, named by the ps-name annotation, does not fit: "
-        f"{verdict.message}",
-        noteworthy=True,
-    )
+    return Choice(named) if verdict.usable else _misfit(subject, verdict)
+
+
+def _misfit(subject: str, verdict: Verdict) -> Choice:
+    first, others = verdict.most_important, len(verdict.findings) - 1
+    more = f" (and {others} more)" if others else ""
+    return Choice(None, first.reason, f"{subject} does not fit: {first.message}{more}")
 
 
 def _age_key(snapshot: Snapshot) -> tuple[str, str, str]:

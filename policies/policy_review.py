@@ -15,7 +15,7 @@ from policies.ready_saves import given_up
 from policies.selection import selecting_policies
 from schemas.conditions import Condition
 from schemas.metadata import Metadata
-from schemas.names import READY
+from schemas.names import READY, SAVE_SELECTOR_ANNOTATION
 from schemas.pod import Pod
 from schemas.policy import Policy, TriggerType
 from schemas.snapshot import Compatibility, Snapshot
@@ -43,12 +43,13 @@ class PolicyFacts:
 def review(facts: PolicyFacts) -> Condition:
     """Return the policy's ``Ready``."""
     policy = facts.policy
+    if policy.options.errors:
+        wrong = "; ".join(policy.options.errors)
+        meanwhile = "meanwhile the default holds, or the strictest if it protects something"
+        return _ready(policy, "InvalidAnnotation", f"{wrong}; {meanwhile}")
     found = unsupported(policy)
     if found:
         return _ready(policy, "Unsupported", found)
-    if policy.option_errors:
-        wrong = "; ".join(policy.option_errors)
-        return _ready(policy, "InvalidAnnotation", f"{wrong}; the default holds meanwhile")
     storage = storage_usable(policy, facts.storage)
     if not storage.usable:
         message = f"saves and restores wait: {storage.message}"
@@ -57,6 +58,25 @@ def review(facts: PolicyFacts) -> Condition:
     return _ready(
         policy, "Ready", "; ".join(("Pods that it selects are saved and restored", *notes))
     )
+
+
+def invitations(policy: Policy) -> list[str]:
+    """Say where one user's live session may become every new Pod's start; empty if nowhere.
+
+    A Pod that is saved as it becomes Ready has served nobody yet.
+    """
+    early = policy.trigger_type is TriggerType.READINESS_PROBE
+    if early or policy.grouping_labels or policy.options.save_from is not None:
+        return []
+    return [
+        "any Pod that it selects may be saved, and its live sessions become every new Pod's start; "
+        f"name the labels of those that may in annotation {SAVE_SELECTOR_ANNOTATION}, or keep "
+        "users apart with snapshotGroupingRules"
+    ]
+
+
+def _invited(facts: PolicyFacts) -> Iterable[str]:
+    return (f"warning: {text}" for text in invitations(facts.policy))
 
 
 def _ready(policy: Policy, reason: str, message: str) -> Condition:
@@ -171,4 +191,5 @@ _NOTES: tuple[Callable[[PolicyFacts], Iterable[str]], ...] = (
     _refused,
     _hooks,
     _exhausted,
+    _invited,
 )

@@ -6,7 +6,7 @@ each write that depends on what was read is preconditioned or idempotent.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from backends.kube.client import (
     GIT_SOURCES,
@@ -18,8 +18,10 @@ from backends.kube.client import (
     PODS,
     RUNTIME_CLASSES,
     KubeClient,
+    Resource,
 )
 from backends.kube.reflector import Reflector, ReflectorSet
+from policies.obsolescence import Template
 from policies.selection import governing_policy
 from schemas.git_source import GitSource
 from schemas.metadata import Metadata
@@ -32,6 +34,16 @@ from schemas.storage_config import StorageConfig
 from schemas.trigger import ManualTrigger
 
 Changed = Callable[[Any, Any], None]
+
+# Whatever makes Pods from a template, so that a workload at zero still has a spec.
+TEMPLATES: Final = (
+    Resource("apps", "v1", "deployments", "Deployment"),
+    Resource("apps", "v1", "statefulsets", "StatefulSet"),
+    Resource("apps", "v1", "daemonsets", "DaemonSet"),
+    Resource("apps", "v1", "replicasets", "ReplicaSet"),
+    Resource("batch", "v1", "jobs", "Job"),
+    Resource("batch", "v1", "cronjobs", "CronJob"),
+)
 
 
 class ClusterCache(ReflectorSet):
@@ -61,6 +73,9 @@ class ClusterCache(ReflectorSet):
         self.runtime_classes: Reflector[tuple[str, str]] = Reflector(
             client, RUNTIME_CLASSES, project=_runtime_class
         )
+        self.workloads: tuple[Reflector[Template], ...] = tuple(
+            Reflector(client, resource, project=Template.parse) for resource in TEMPLATES
+        )
         super().__init__(
             self.pods,
             self.snapshots,
@@ -70,6 +85,7 @@ class ClusterCache(ReflectorSet):
             self.git_sources,
             self.leases,
             self.runtime_classes,
+            *self.workloads,
         )
 
     def classes(self) -> dict[str, bool]:
@@ -89,6 +105,10 @@ class ClusterCache(ReflectorSet):
     def compatibilities(self) -> dict[str, Compatibility]:
         """Return what each node's agent last published."""
         return {n.node: n.compatibility for n in self.leases.store.items()}
+
+    def templates(self) -> list[Template]:
+        """Return what all workloads make Pods from."""
+        return [template for workload in self.workloads for template in workload.store.items()]
 
     def storage_of(self, policy: Policy) -> StorageConfig | None:
         """Return the storage config that a policy names."""

@@ -4,29 +4,48 @@
 Imports are inside the commands, so that ``--help`` answers at once.
 """
 
-import json
 import signal
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
+from reconciler.commands.exit_codes import ExitCode, epilog
 
-class _WithLocal(click.Group):
-    """Adds ``local`` when it is asked for: its imports would slow every other command down."""
+# Where a command is: imported when it is asked for, because each would slow the others down.
+_ELSEWHERE: Final = {
+    "explain": "reconciler.commands.explain",
+    "get": "reconciler.commands.snapshots",
+    "local": "localcluster.commands",
+    "nodes": "reconciler.commands.upkeep",
+    "retention": "reconciler.commands.upkeep",
+    "story": "reconciler.commands.snapshots",
+}
+
+
+class _Program(click.Group):
+    """The commands by name; Ctrl-C ends any of them without a word."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), "local"])
+        return sorted([*super().list_commands(ctx), *_ELSEWHERE])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name != "local":
+        if cmd_name not in _ELSEWHERE:
             return super().get_command(ctx, cmd_name)
-        from localcluster.commands import local
+        found: click.Command = getattr(import_module(_ELSEWHERE[cmd_name]), cmd_name)
+        return found
 
-        return local
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - what the command returns
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            ctx.exit(ExitCode.INTERRUPTED)
 
 
-@click.group(cls=_WithLocal, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Program, context_settings={"help_option_names": ["-h", "--help"]}, epilog=epilog()
+)
 @click.version_option(package_name="podsnap", prog_name="podsnap")
 def main() -> None:
     """Pod snapshots for any Kubernetes cluster that runs gVisor."""
@@ -48,7 +67,12 @@ def controller(
     from backends.clock import SystemClock
     from backends.kube.client import KubeClient
     from backends.kube.transport import Transport
-    from backends.telemetry import HttpEndpoint, configure_logging, configure_tracing
+    from backends.telemetry import (
+        HttpEndpoint,
+        api_request_counter,
+        configure_logging,
+        configure_tracing,
+    )
     from reconciler.gke_addon import refusal, traces_of_addon
     from reconciler.manager import Manager, ManagerSettings, default_identity
 
@@ -68,6 +92,7 @@ def controller(
     if refused:
         raise click.ClickException(refused)
     manager = Manager(settings, client, clock)
+    transport.on_answer = api_request_counter(manager.metrics.registry)
     endpoint = HttpEndpoint(
         metrics_address,
         registry=manager.metrics.registry,
@@ -85,65 +110,6 @@ def controller(
     transport.close()
 
 
-_OUTPUT = click.option(
-    "-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True
-)
-_NAMESPACE = click.option("-n", "--namespace", default="default", show_default=True)
-_KUBECONFIG = click.option(
-    "--kubeconfig",
-    type=click.Path(path_type=Path),
-    envvar="KUBECONFIG",
-    help="Default: $KUBECONFIG, then ~/.kube/config.",
-)
-
-
-@main.command()
-@_NAMESPACE
-@click.option("-A", "--all-namespaces", is_flag=True)
-@_KUBECONFIG
-@_OUTPUT
-def get(namespace: str, all_namespaces: bool, kubeconfig: Path | None, output: str) -> None:  # noqa: FBT001 - a click flag
-    """List the snapshots, newest first."""
-    from reconciler.presentation import snapshot_rows
-
-    snapshots = _list_snapshots(kubeconfig, None if all_namespaces else namespace)
-    rows = snapshot_rows(snapshots)
-    if output == "json":
-        click.echo(json.dumps(rows, indent=2))
-        return
-    _print_table(
-        ["NAMESPACE", "NAME", "STATUS", "POLICY", "ORIGIN POD", "SIZE", "SAVED", "LAST RESTORE"],
-        [[*row.values()] for row in rows],
-        empty="No snapshots found.",
-    )
-
-
-@main.command()
-@click.argument("snapshot")
-@_NAMESPACE
-@_KUBECONFIG
-@_OUTPUT
-def story(snapshot: str, namespace: str, kubeconfig: Path | None, output: str) -> None:
-    """Tell the life of one SNAPSHOT: each state, when it came and how long it took."""
-    from reconciler.presentation import story_rows
-
-    matching = [
-        s for s in _list_snapshots(kubeconfig, namespace) if s.metadata.name.startswith(snapshot)
-    ]
-    if len(matching) != 1:
-        found = "no snapshot" if not matching else f"{len(matching)} snapshots"
-        raise click.ClickException(
-            f"{found} in namespace {namespace} with a name that begins with {snapshot!r}; "
-            f"`podsnap get -n {namespace}` lists them"
-        )
-    rows = story_rows(matching[0])
-    if output == "json":
-        click.echo(json.dumps(rows, indent=2))
-        return
-    click.echo(f"PodSnapshot {matching[0].metadata}, saved from Pod {matching[0].origin_pod}")
-    _print_table(["STATE", "AT", "AFTER", "WHAT"], [[*row.values()] for row in rows], empty="")
-
-
 @main.command()
 def crds() -> None:
     """Print the CRDs, for `kubectl apply --server-side -f -`."""
@@ -152,36 +118,18 @@ def crds() -> None:
     click.echo("---\n".join(text for _, text in crd_texts()), nl=False)
 
 
-def _list_snapshots(kubeconfig: Path | None, namespace: str | None) -> list[Any]:
-    from backends.kube.client import POD_SNAPSHOTS, KubeClient
-    from backends.kube.errors import ApiError
-    from backends.kube.transport import Transport
-    from schemas.snapshot import Snapshot
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes a shell complete podsnap's commands, for its start-up file.
 
-    path = kubeconfig or Path.home() / ".kube/config"
-    if not path.exists():
-        raise click.ClickException(
-            f"{path} does not exist; set KUBECONFIG, for a local cluster with: "
-            "export KUBECONFIG=$(podsnap local kubeconfig)"
-        )
-    transport = Transport.from_kubeconfig(path, user_agent="podsnap")
-    try:
-        items, _ = KubeClient(transport).list(POD_SNAPSHOTS, namespace=namespace)
-    except ApiError as error:
-        raise click.ClickException(f"the API server did not list PodSnapshots: {error}") from error
-    finally:
-        transport.close()
-    return [Snapshot.parse(item) for item in items]
+    For bash: source <(podsnap completion bash)
+    """
+    from click.shell_completion import get_completion_class
 
-
-def _print_table(header: list[str], rows: list[list[str]], *, empty: str) -> None:
-    if not rows:
-        click.echo(empty)
-        return
-    widths = [max(len(str(c)) for c in column) for column in zip(header, *rows, strict=True)]
-    for line in (header, *rows):
-        text = "   ".join(str(c).ljust(w) for c, w in zip(line, widths, strict=True))
-        click.echo(text.rstrip())
+    complete = get_completion_class(shell)
+    if complete is not None:
+        click.echo(complete(main, {}, "podsnap", "_PODSNAP_COMPLETE").source())
 
 
 if __name__ == "__main__":

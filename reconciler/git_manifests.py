@@ -13,6 +13,7 @@ from typing import Any
 from schemas.crd_validation import OUR_GROUPS, findings, is_namespaced
 from schemas.documents import Document, DocumentError, read_documents
 from schemas.git_source import InventoryEntry
+from schemas.names import API_VERSION, GROUP
 
 # What others refer to comes first.
 _ORDER = (
@@ -109,6 +110,8 @@ def _not_from_git(document: Document, namespace: str) -> list[str]:
 def _desired(document: Document, namespace: str) -> DesiredObject:
     body = document.to_object()
     body.pop("status", None)
+    if document.group == GROUP:
+        body["apiVersion"] = API_VERSION  # the preview's version has the same schema
     metadata = body["metadata"]
     if is_namespaced(document):
         metadata.setdefault("namespace", namespace)

@@ -8,26 +8,31 @@ anew is the one way back that is exercised every day.
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from backends.clock import Clock
 from backends.kube.client import KubeClient
+from backends.kube.events import EventRecorder
 from backends.kube.lease import LeaderElection
 from backends.objects.factory import open_store
 from backends.objects.interface import ObjectStore
 from policies.identity import manual_snapshot_name
+from policies.obsolescence import SILENT_S, Template
 from policies.selection import selecting_policies
 from reconciler.cluster_cache import ClusterCache
-from reconciler.controller import Controller, ReconcileMetrics
+from reconciler.controller import Controller, Key, ReconcileMetrics
+from reconciler.demand_book import DemandBook
 from reconciler.git_source_controller import GitSourceController
 from reconciler.policy_controller import PolicyController
+from reconciler.retention_controller import RetentionController
 from reconciler.snapshot_controller import SnapshotController
 from reconciler.storage_controller import StorageController
 from reconciler.trigger_controller import TriggerController
-from schemas.names import SYSTEM_NAMESPACE, TRIGGERED_BY_LABEL
+from schemas.names import CONTROLLER_MANAGER, READY, SYSTEM_NAMESPACE, TRIGGERED_BY_LABEL
+from schemas.node_facts import NodeFacts
 from schemas.pod import Pod
 from schemas.policy import Policy
 from schemas.snapshot import Snapshot
@@ -60,22 +65,31 @@ class Manager:
         self.lost_leadership = threading.Event()
         self._clock = clock
         self._bucket_root = settings.bucket_root
+        self._demands = DemandBook(self.cache, clock)
+        self._events = EventRecorder(
+            client, component=CONTROLLER_MANAGER, instance=settings.identity, clock=clock
+        )
         triggers = TriggerController(client, self.cache, clock)
-        snapshots = SnapshotController(client, self.cache, clock, self._store)
+        snapshots = SnapshotController(client, self.cache, clock, self._store, self._demands)
         policies = PolicyController(client, self.cache, clock)
         storage = StorageController(client, self.cache, clock, settings.cluster_id, self._store)
         sources = GitSourceController(client, self.cache, clock)
+        retention = RetentionController(client, self.cache, clock, self._demands, self._events)
         self._triggers = self._controller("trigger", triggers.reconcile, threads=2)
         self._snapshots = self._controller("snapshot", snapshots.reconcile, threads=2)
         self._policies = self._controller("policy", policies.reconcile)
         self._storage = self._controller("storage", storage.reconcile)
         self._sources = self._controller("gitsource", sources.reconcile)
+        self._retention = self._controller("retention", retention.reconcile)
+        self._demand = self._controller("demand", self._look_at_demand)
         self._controllers = (
             self._triggers,
             self._snapshots,
             self._policies,
             self._storage,
             self._sources,
+            self._retention,
+            self._demand,
         )
         self._wire()
         self._election = LeaderElection(
@@ -91,6 +105,7 @@ class Manager:
     def start(self) -> None:
         """Fill the caches and stand for election."""
         self.cache.start()
+        self._events.start()
         self._election.start()
 
     def stop(self) -> None:
@@ -98,6 +113,7 @@ class Manager:
         for controller in self._controllers:
             controller.stop()
         self._election.stop()
+        self._events.stop()
         self.cache.stop()
 
     def is_ready(self) -> bool:
@@ -140,8 +156,33 @@ class Manager:
         cache.storage_configs.on_change = self._storage_changed
         cache.git_sources.on_change = _queue_into(self._sources)
         cache.leases.on_change = self._node_changed
+        for workload in cache.workloads:
+            workload.on_change = self._template_changed
+
+    def _look_at_demand(self, key: Key) -> None:
+        if self._demands.refresh(key):
+            self._retention.queue.add(key)
+            self._queue_snapshots_of(key)
+
+    def _queue_snapshots_of(self, policy: Key) -> None:
+        for snapshot in self.cache.snapshots.store.items():
+            if (snapshot.metadata.namespace, snapshot.policy_name) == policy:
+                self._snapshots.queue.add(snapshot.metadata.key)
+
+    def _queue_demand(self, namespace: str, labels: Mapping[str, str]) -> None:
+        for policy in self.cache.policies.store.items():
+            if policy.metadata.namespace == namespace and policy.selector.matches(labels):
+                self._demand.queue.add(policy.metadata.key)
+
+    def _template_changed(self, old: Template | None, new: Template | None) -> None:
+        for template in filter(None, (old, new)):
+            if _asks_for(old) != _asks_for(new):
+                self._queue_demand(template.metadata.namespace, template.labels)
 
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
+        if _asks_for(old) != _asks_for(new):
+            for pod in filter(None, (old, new)):
+                self._queue_demand(pod.metadata.namespace, pod.metadata.labels)
         if old is None or new is None or _concerns_policies(old, new):
             policies = self.cache.policies.store.items()
             for pod in filter(None, (old, new)):
@@ -161,6 +202,8 @@ class Manager:
             for trigger in self._open_triggers(snapshot.metadata.namespace):
                 if manual_snapshot_name(trigger.metadata.uid) == snapshot.metadata.name:
                     self._triggers.queue.add(trigger.metadata.key)
+        if old is None or new is None or old.conditions.get(READY) != new.conditions.get(READY):
+            self._retention.queue.add((snapshot.metadata.namespace, snapshot.policy_name))
         if new is None or (new.is_spent and not (old is not None and old.is_spent)):
             self._policies.queue.add((snapshot.metadata.namespace, snapshot.policy_name))
 
@@ -169,6 +212,9 @@ class Manager:
         if policy is None:
             return
         self._policies.queue.add(policy.metadata.key)
+        if old is None or new is None or _is_news(old, new):
+            self._demand.queue.add(policy.metadata.key)
+            self._retention.queue.add(policy.metadata.key)
         if (
             old is None
             or new is None
@@ -178,9 +224,7 @@ class Manager:
             for other in self.cache.policies.store.items():
                 if other.metadata.namespace == policy.metadata.namespace:
                     self._policies.queue.add(other.metadata.key)  # one Pod may have several
-            for snapshot in self.cache.snapshots.store.items():
-                if (snapshot.metadata.namespace, snapshot.policy_name) == policy.metadata.key:
-                    self._snapshots.queue.add(snapshot.metadata.key)
+            self._queue_snapshots_of(policy.metadata.key)
 
     def _storage_changed(self, old: StorageConfig | None, new: StorageConfig | None) -> None:
         config = new or old
@@ -198,10 +242,28 @@ class Manager:
         for trigger in self._open_triggers():
             self._triggers.queue.add(trigger.metadata.key)
 
-    def _node_changed(self, old: Any, new: Any) -> None:  # noqa: ANN401 - NodeFacts or None
-        if new is not None and (old is None or old.compatibility != new.compatibility):
+    def _node_changed(self, old: NodeFacts | None, new: NodeFacts | None) -> None:
+        before, after = (n.compatibility if n else None for n in (old, new))
+        if old and new and new.renewed_at_s - old.renewed_at_s >= SILENT_S:
+            before = None  # it is as good as new
+        if before == after:
+            return  # a sign of life
+        if after is not None:
             for policy in self.cache.policies.store.items():
                 self._policies.queue.add(policy.metadata.key)
+        names = {n.node for n in (old, new) if n}
+        now_s = self._clock.now().timestamp()
+        others = [
+            n
+            for n in self.cache.leases.store.items()
+            # The Lease of a node that is gone stays.
+            if n.node not in names and now_s - n.renewed_at_s < SILENT_S
+        ]
+        for kind in filter(None, (before, after)):
+            if not any(other.compatibility == kind for other in others):
+                self._demands.forget_classes()
+                for snapshot in self.cache.snapshots.store.items():
+                    self._snapshots.queue.add(snapshot.metadata.key)
 
     def _open_triggers(self, namespace: str | None = None) -> Iterable[ManualTrigger]:
         return (
@@ -227,6 +289,17 @@ def _is_news(old: Any, new: Any) -> bool:  # noqa: ANN401 - two values of one ki
         or old.metadata.is_deleting != new.metadata.is_deleting
         or old.metadata.annotations != new.metadata.annotations
     )
+
+
+def _asks_for(asker: Pod | Template | None) -> tuple[object, ...]:
+    """Return what a Pod or a template asks of snapshots; equal if a change is no news to them."""
+    match asker:
+        case Pod():
+            return (asker.metadata.labels, asker.pinned_snapshot, asker.is_over, asker.spec)
+        case Template():
+            return (asker.labels, asker.pin, asker.counts, asker.identity, asker.claims)
+        case _:
+            return ()
 
 
 def _concerns_policies(old: Pod, new: Pod) -> bool:

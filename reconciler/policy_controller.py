@@ -67,7 +67,7 @@ class PolicyController:
             if node is None:
                 unknown_node = True
             elif may_save(pod, policy, node.compatibility).usable:
-                take(Candidate(pod, policy, distill(pod), node.compatibility))
+                take(Candidate(pod, policy, distill(pod, policy), node.compatibility))
         return _NODE_FACTS_RETRY_S if unknown_node else None
 
     def _is_ours(self, pod: Pod, policy: Policy) -> bool:

@@ -1,69 +1,106 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Snapshots as people read them."""
+"""Snapshots as rows, for lists."""
 
-from schemas.instants import parse_time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from policies.snapshot_explanation import group_of, saved_from, story
+from reconciler.amounts import age, labels, progress, size
 from schemas.names import READY
-from schemas.snapshot import Snapshot
+from schemas.policy import Policy
+from schemas.snapshot import RestoreProgress, Snapshot
+from statemachine.restore import running_restores
 
 
-def snapshot_rows(snapshots: list[Snapshot]) -> list[dict[str, str]]:
-    """Return one row per snapshot, newest first."""
-    newest_first = sorted(
-        snapshots, key=lambda s: (s.metadata.creation_timestamp, s.metadata.name), reverse=True
+@dataclass(frozen=True, slots=True)
+class SnapshotRow:
+    """One snapshot in a list; instants are RFC 3339 texts, empty where there is none."""
+
+    namespace: str
+    name: str
+    status: str
+    message: str
+    policy: str
+    group: Mapping[str, str]
+    origin_pod: str
+    size_bytes: int
+    created_at: str
+    saved_at: str
+    last_used_at: str
+    restores: int
+    restoring: tuple[RestoreProgress, ...]
+
+
+def snapshot_row(
+    snapshot: Snapshot, policies: Mapping[tuple[str, str], Policy], now: datetime
+) -> SnapshotRow:
+    """Return a snapshot's row; ``policies`` by namespace and name tell its group."""
+    ready, capture = snapshot.conditions.get(READY), snapshot.capture
+    policy = policies.get((snapshot.metadata.namespace, snapshot.policy_name))
+    return SnapshotRow(
+        namespace=snapshot.metadata.namespace,
+        name=snapshot.metadata.name,
+        status=ready.reason if ready else "Pending",
+        message=ready.message if ready and not ready.is_true else "",
+        policy=snapshot.policy_name,
+        group=group_of(snapshot, policy),
+        origin_pod=saved_from(snapshot),
+        size_bytes=capture.size_bytes if capture else 0,
+        created_at=snapshot.metadata.creation_timestamp,
+        saved_at=capture.checkpointed_at if capture else "",
+        last_used_at=snapshot.last_access_time,
+        restores=sum(snapshot.restored_by.values()),
+        restoring=tuple(running_restores(snapshot, now).values()),
     )
+
+
+def newest_first(rows: Iterable[SnapshotRow]) -> list[SnapshotRow]:
+    """Sort rows by their creation."""
+    return sorted(rows, key=lambda r: (r.created_at, r.name), reverse=True)
+
+
+HEADER = (
+    "NAME",
+    "STATUS",
+    "POLICY",
+    "GROUP",
+    "ORIGIN POD",
+    "SIZE",
+    "AGE",
+    "LAST USE",
+    "RESTORES",
+    "RESTORING",
+    "REASON",
+)
+
+
+def cells(row: SnapshotRow, now: datetime) -> list[str]:
+    """Return a row below ``HEADER``."""
     return [
-        {
-            "namespace": s.metadata.namespace,
-            "name": s.metadata.name,
-            "status": s.conditions[READY].reason if READY in s.conditions else "Pending",
-            "policy": s.policy_name,
-            "originPod": s.capture.pod_name if s.capture else s.origin_pod,
-            "size": size(s.capture.size_bytes) if s.capture else "-",
-            "saved": (s.capture.checkpointed_at[:19] + "Z")
-            if s.capture and s.capture.checkpointed_at
-            else "-",
-            "lastRestore": s.last_access_time or "-",
-        }
-        for s in newest_first
+        row.name,
+        row.status,
+        row.policy,
+        labels(row.group) or "-",
+        row.origin_pod,
+        size(row.size_bytes) if row.size_bytes else "-",
+        age(row.created_at, now) or "-",
+        age(row.last_used_at, now) or "-",
+        str(row.restores),
+        "; ".join(map(progress, row.restoring)) or "-",
+        row.message or "-",
     ]
 
 
-def story_rows(snapshot: Snapshot) -> list[dict[str, str]]:
+def story_rows(snapshot: Snapshot) -> list[dict[str, Any]]:
     """Return one row per state of a snapshot's life, with the seconds since the one before."""
-    rows = []
-    before = None
-    for entry in snapshot.control.story:
-        at = parse_time(entry.at)
-        after = f"+{(at - before).total_seconds():.3f} s" if at and before else ""
-        rows.append(
-            {
-                "state": entry.state,
-                "at": entry.at,
-                "after": after,
-                "what": entry.reason or _what(snapshot, entry.state),
-            }
-        )
-        before = at or before
-    return rows
-
-
-def size(size_bytes: int) -> str:
-    """Return a size for people, in decimal units."""
-    amount = float(size_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:  # noqa: PLR2004 - decimal units
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} TB"
-
-
-def _what(snapshot: Snapshot, state: str) -> str:
-    capture = snapshot.capture
-    if capture is None:
-        return ""
-    if state == "Checkpointing":
-        wrote = f", runsc wrote for {capture.checkpoint_s:.3f} s" if capture.checkpoint_s else ""
-        return f"Pod {capture.pod_name} on node {capture.node}{wrote}"
-    if state == "AllSnapshotsAvailable":
-        return f"{size(capture.size_bytes)} in {snapshot.observed_path}"
-    return ""
+    return [
+        {
+            "state": c.state,
+            "at": c.at,
+            "after": "" if c.after_s is None else f"+{c.after_s:.3f} s",
+            "what": c.why,
+        }
+        for c in story(snapshot)
+    ]

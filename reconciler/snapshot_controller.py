@@ -16,8 +16,10 @@ from backends.kube.errors import Conflict, NotFound
 from backends.objects.interface import BucketMissing, ObjectStore, StoreError
 from nodeexec.upload import delete_attempt
 from policies.capturing import storage_usable
+from policies.obsolescence import Standing, standing_of
 from reconciler.cluster_cache import ClusterCache
 from reconciler.controller import Key
+from reconciler.demand_book import DemandBook
 from schemas.conditions import Condition, render_conditions
 from schemas.instants import to_micro_time, to_time
 from schemas.names import (
@@ -29,6 +31,7 @@ from schemas.names import (
     QUARANTINE_ANNOTATION,
     QUARANTINE_LIFTED,
     READY,
+    STORAGE_REPLICATED,
 )
 from schemas.snapshot import RECORD_VERSION, CaptureRecord, ControlRecord, Failure, Snapshot
 from schemas.storage_config import Location
@@ -40,6 +43,7 @@ from statemachine.snapshot import (
     capture_conditions,
     extend_story,
     ready_condition,
+    recorded_state,
     step,
 )
 
@@ -63,6 +67,7 @@ class SnapshotController:
     cache: ClusterCache
     clock: Clock
     open_store: Callable[[Location], ObjectStore]
+    demands: DemandBook
     _signs_of_life: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def reconcile(self, key: Key) -> float | None:
@@ -73,13 +78,15 @@ class SnapshotController:
         if snapshot.metadata.annotations.get(QUARANTINE_ANNOTATION) == QUARANTINE_LIFTED:
             self._lift_quarantine(snapshot)
             return None  # what was patched queues the key again
-        facts = self._facts(snapshot)
+        standing = self._standing(snapshot)
+        facts = self._facts(snapshot, standing)
         outcome = step(facts)
         if Effect.DELETE_BYTES in outcome.effects:
-            self._write(snapshot, outcome)
+            if recorded_state(snapshot) is not State.DELETING:
+                self._write(snapshot, outcome, standing)
             message = self._delete_bytes(snapshot)
             if message:
-                self._write(snapshot, Step(State.DELETING, message))
+                self._write(snapshot, Step(State.DELETING, message), standing)
                 return _DELETE_RETRY_S
             outcome = step(replace(facts, bytes_remain=False))
         if Effect.RELEASE in outcome.effects:
@@ -91,11 +98,11 @@ class SnapshotController:
         if Effect.ABANDON in outcome.effects:
             self._abandon(snapshot, outcome, _LOST if facts.origin_alive else _POD_GONE)
             return 0.0
-        self._write(snapshot, outcome)
+        self._write(snapshot, outcome, standing)
         if outcome.state is State.PENDING and CHECKPOINT not in snapshot.conditions:
             self._announce_waiting(snapshot)
         waiting = outcome.state in {State.PENDING, State.CHECKPOINTING, State.UPLOADING}
-        return _LOOK_AGAIN_S if waiting else None
+        return _LOOK_AGAIN_S if waiting else standing.look_again_s
 
     def _lift_quarantine(self, snapshot: Snapshot) -> None:
         """Forget what is known against a snapshot, then the wish, so that it can come again."""
@@ -115,7 +122,18 @@ class SnapshotController:
             return
         log.info("the quarantine of %s was lifted", snapshot.metadata)
 
-    def _facts(self, snapshot: Snapshot) -> SnapshotFacts:
+    def _standing(self, snapshot: Snapshot) -> Standing:
+        """Judge whether anybody wants what is stored, and whether any node can run it."""
+        policy = self.cache.policies.store.get(snapshot.metadata.namespace, snapshot.policy_name)
+        stored = snapshot.conditions.get(STORAGE_REPLICATED)
+        is_stored = stored is not None and stored.is_true
+        if policy is None or not is_stored or snapshot.metadata.is_deleting:
+            return Standing()
+        return standing_of(
+            snapshot, policy, self.demands.of(policy), self.demands.classes(), self.clock.now()
+        )
+
+    def _facts(self, snapshot: Snapshot, standing: Standing) -> SnapshotFacts:
         policy = self.cache.policies.store.get(snapshot.metadata.namespace, snapshot.policy_name)
         capture = snapshot.capture
         pod_uid = capture.pod_uid if capture else snapshot.origin_pod_uid
@@ -128,6 +146,7 @@ class SnapshotController:
             origin_alive=self.cache.pods.store.by_uid(pod_uid) is not None,
             agent_alive=self._agent_is_alive(capture.node if capture else snapshot.origin_node),
             waiting_for=waiting_for,
+            superseded=standing.superseded,
             bytes_remain=capture is not None and capture.location is not None,
         )
 
@@ -198,6 +217,8 @@ class SnapshotController:
                 snapshot.metadata.name,
                 namespace=snapshot.metadata.namespace,
                 uid=snapshot.metadata.uid,
+                # It may be saved by now, and a view be old.
+                resource_version=snapshot.metadata.resource_version,
             )
         except (NotFound, Conflict):
             return
@@ -206,20 +227,27 @@ class SnapshotController:
         """Take the save away from a node that is lost; its next apply gets a conflict."""
         lost = Failure(_LOST if snapshot.capture else reason, outcome.message)
         record = replace(snapshot.capture or CaptureRecord(node=_NOBODY), failure=lost)
-        # Only the state that was judged is taken away; its bytes go once that is written.
+        # Its bytes go once that is written.
         self._apply(
             snapshot,
             outcome,
             taken=record,
+            control=self._control(snapshot, outcome, Standing()),
             conditions=capture_conditions(State.FAILED, f"{lost.reason}: {lost.message}"),
-            as_judged=True,
         )
 
-    def _write(self, snapshot: Snapshot, outcome: Step) -> None:
+    def _control(self, snapshot: Snapshot, outcome: Step, standing: Standing) -> ControlRecord:
+        return ControlRecord(
+            extend_story(snapshot, outcome, now=to_micro_time(self.clock.now())),
+            unwanted_since=standing.unwanted_since,
+            unrunnable_since=standing.unrunnable_since,
+        )
+
+    def _write(self, snapshot: Snapshot, outcome: Step, standing: Standing) -> None:
         ready = ready_condition(outcome)
-        story = extend_story(snapshot, outcome, now=to_micro_time(self.clock.now()))
+        control = self._control(snapshot, outcome, standing)
         same = ready.says_the_same_as(snapshot.conditions.get(READY))
-        if same and story == snapshot.control.story:
+        if same and control == snapshot.control:
             return
         capture = snapshot.capture
         # What was once taken away must stand in every later apply, or it would be removed.
@@ -233,11 +261,12 @@ class SnapshotController:
                 snapshot,
                 outcome,
                 taken=capture,
+                control=control,
                 conditions=capture_conditions(State.FAILED, text),
             )
             self._delete_bytes(snapshot)
             return
-        self._apply(snapshot, outcome, taken=None, conditions=())
+        self._apply(snapshot, outcome, taken=None, control=control, conditions=())
 
     def _apply(
         self,
@@ -245,27 +274,24 @@ class SnapshotController:
         outcome: Step,
         *,
         taken: CaptureRecord | None,
+        control: ControlRecord,
         conditions: tuple[Condition, ...],
-        as_judged: bool = False,
     ) -> None:
-        now = self.clock.now()
-        control = ControlRecord(extend_story(snapshot, outcome, now=to_micro_time(now)))
+        """Write what was judged onto what was judged: a story that is told goes on."""
         podsnap: dict[str, Any] = {"version": RECORD_VERSION, "control": control.to_object()}
         if taken is not None:
             podsnap["capture"] = taken.to_object()
-        metadata = snapshot.metadata.identity()
-        if as_judged:
-            metadata["resourceVersion"] = snapshot.metadata.resource_version
+        version = {"resourceVersion": snapshot.metadata.resource_version}
         body = {
             "apiVersion": API_VERSION,
             "kind": "PodSnapshot",
-            "metadata": metadata,
+            "metadata": {**snapshot.metadata.identity(), **version},
             "status": {
                 "observedGeneration": snapshot.metadata.generation,
                 "conditions": render_conditions(
                     [ready_condition(outcome), *conditions],
                     previous=snapshot.conditions,
-                    now=to_time(now),
+                    now=to_time(self.clock.now()),
                 ),
                 "podsnap": podsnap,
             },
@@ -279,7 +305,7 @@ class SnapshotController:
                 force=True,
             )
         except (NotFound, Conflict):
-            return  # gone, or another object of the same name: its own events follow
+            return  # gone, or changed since: that change queued the key again
 
     def _announce_waiting(self, snapshot: Snapshot) -> None:
         """Fill the saving node's conditions in for it, if nobody claimed the object meanwhile."""

@@ -58,6 +58,8 @@ class TriggerController:
             outcome = step(facts)
         created = facts.snapshot is not None or facts.was_created
         if TriggerEffect.CREATE_SNAPSHOT in outcome.effects and pod and policy:
+            if self._was_created(trigger):
+                return None  # the view is old; what it lacks queues the key again
             now = to_micro_time(self.clock.now())
             body = manual_snapshot(name, pod, policy, by=trigger, now=now)
             self.client.create_once(POD_SNAPSHOTS, body, field_manager=CONTROLLER_MANAGER)
@@ -76,6 +78,16 @@ class TriggerController:
             return None, None
         policies, _ = self.client.list(POD_SNAPSHOT_POLICIES, namespace=namespace)
         return pod, governing_policy(pod, map(Policy.parse, policies))
+
+    def _was_created(self, trigger: ManualTrigger) -> bool:
+        """Whether the trigger is gone, or has its snapshot, which a user may have deleted since."""
+        try:
+            namespace, name = trigger.metadata.key
+            raw = self.client.get(POD_SNAPSHOT_MANUAL_TRIGGERS, name, namespace=namespace)
+        except NotFound:
+            return True
+        live = ManualTrigger.parse(raw)
+        return live.metadata.uid != trigger.metadata.uid or bool(live.snapshot_name)
 
     def _live_snapshot(self, trigger: ManualTrigger, name: str) -> Snapshot | None:
         try:

@@ -39,6 +39,10 @@ PROBE_BUDGET_ANNOTATION: Final = f"{OWN_GROUP}/probe-budget"
 NAMESPACES_ANNOTATION: Final = f"{OWN_GROUP}/namespaces"
 QUARANTINE_ANNOTATION: Final = f"{OWN_GROUP}/quarantine"
 QUARANTINE_LIFTED: Final = "lifted"
+SAVE_SELECTOR_ANNOTATION: Final = f"{OWN_GROUP}/save-selector"
+STRICT_IDENTITY_ANNOTATION: Final = f"{OWN_GROUP}/strict-identity"
+KEEP_LAST_ANNOTATION: Final = f"{OWN_GROUP}/keep-last"
+OBSOLETE_TTL_ANNOTATION: Final = f"{OWN_GROUP}/obsolete-ttl"
 
 # -- field managers (who writes what: ARCHITECTURE.md, section 2)
 CONTROLLER_MANAGER: Final = "podsnap-controller"

@@ -3,9 +3,10 @@
 
 The contract's own status tells clients how far it is. What facts cannot show again stands in
 ``status.podsnap``, in parts: ``capture`` (written by the node that saves), ``control`` (by the
-leader), ``damage`` (by any node that found the bytes wrong) and ``failures`` (a key for each Pod
-whose restore failed, by its node). The trap: a field applied by two managers would be taken away
-from the first at its next apply; so ``failures`` grows by merge patches.
+leader), ``damage`` (by any node that found the bytes wrong) and three maps that several nodes
+write: ``failures`` (a key for each Pod whose restore failed), ``restores`` (a key for each Pod that
+is being restored) and ``restoredBy`` (a count for each node). The trap: a field applied by two
+managers would be taken away from the first at its next apply; so the maps grow by merge patches.
 """
 
 from collections.abc import Mapping
@@ -98,8 +99,76 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class SizeParts:
+    """What the saved bytes hold: they add up to the snapshot's size, as far as a node can tell."""
+
+    memory_bytes: int = 0
+    rootfs_bytes: int = 0
+    volumes_bytes: int = 0
+    gpu_bytes: int = 0
+
+    def to_object(self) -> dict[str, int]:
+        """Render for a record."""
+        return {
+            "memoryBytes": self.memory_bytes,
+            "rootfsBytes": self.rootfs_bytes,
+            "volumesBytes": self.volumes_bytes,
+            "gpuBytes": self.gpu_bytes,
+        }
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any]) -> Self:
+        """Read what ``to_object`` wrote."""
+        return cls(
+            memory_bytes=raw.get("memoryBytes", 0),
+            rootfs_bytes=raw.get("rootfsBytes", 0),
+            volumes_bytes=raw.get("volumesBytes", 0),
+            gpu_bytes=raw.get("gpuBytes", 0),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreProgress:
+    """One Pod that is being restored. ``phase`` is ``Fetching``, ``Restoring`` or ``Loading``."""
+
+    pod_name: str
+    node: str
+    phase: str
+    started_at: str
+    done_bytes: int = 0
+    total_bytes: int = 0
+
+    def to_object(self) -> dict[str, Any]:
+        """Render for the status."""
+        return {
+            "podName": self.pod_name,
+            "node": self.node,
+            "phase": self.phase,
+            "startedAt": self.started_at,
+            "doneBytes": self.done_bytes,
+            "totalBytes": self.total_bytes,
+        }
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any]) -> Self:
+        """Read what ``to_object`` wrote."""
+        return cls(
+            pod_name=raw.get("podName", ""),
+            node=raw.get("node", ""),
+            phase=raw.get("phase", ""),
+            started_at=raw.get("startedAt", ""),
+            done_bytes=raw.get("doneBytes", 0),
+            total_bytes=raw.get("totalBytes", 0),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class CaptureRecord:
-    """What the node that claimed the save has done so far. Instants are ``MicroTime`` texts."""
+    """What the node that claimed the save has done so far. Instants are ``MicroTime`` texts.
+
+    ``env_marks`` maps each container to its environment's keys, each with a mark that tells whether
+    a value differs and nothing else about it.
+    """
 
     node: str = ""
     attempt: int = 0
@@ -118,6 +187,8 @@ class CaptureRecord:
     compatibility: Compatibility = field(default_factory=Compatibility)
     image_ids: Mapping[str, str] = field(default_factory=dict)
     rootfs_only: bool = False
+    env_marks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    sizes: SizeParts | None = None
     failure: Failure | None = None
 
     def to_object(self) -> dict[str, Any]:
@@ -139,7 +210,10 @@ class CaptureRecord:
             "compatibility": self.compatibility.to_object(),
             "imageIDs": dict(self.image_ids),
             "scope": "rootfs-only" if self.rootfs_only else "whole-pod",
+            "env": {c: dict(marks) for c, marks in self.env_marks.items()},
         }
+        if self.sizes is not None:
+            rendered["sizes"] = self.sizes.to_object()
         if self.location is not None:
             rendered["location"] = self.location.to_object()
         if self.failure is not None:
@@ -149,7 +223,7 @@ class CaptureRecord:
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> Self:
         """Read what ``to_object`` wrote."""
-        failure, location = raw.get("failure"), raw.get("location")
+        failure, location, sizes = raw.get("failure"), raw.get("location"), raw.get("sizes")
         return cls(
             node=raw.get("node", ""),
             attempt=raw.get("attempt", 0),
@@ -168,6 +242,8 @@ class CaptureRecord:
             compatibility=Compatibility.parse(raw.get("compatibility") or {}),
             image_ids=dict(raw.get("imageIDs") or {}),
             rootfs_only=raw.get("scope") == "rootfs-only",
+            env_marks={c: dict(marks) for c, marks in (raw.get("env") or {}).items()},
+            sizes=SizeParts.parse(sizes) if sizes else None,
             failure=Failure(failure["reason"], failure["message"]) if failure else None,
         )
 
@@ -187,13 +263,24 @@ class StoryEntry:
 
 @dataclass(frozen=True, slots=True)
 class ControlRecord:
-    """What the leader decided and cannot see again."""
+    """What the leader decided and cannot see again.
+
+    ``unwanted_since`` and ``unrunnable_since`` (``MicroTime``, empty if it is not so) are when the
+    leader first saw that no Pod, template or pin wants the snapshot, and that no node can run it.
+    """
 
     story: tuple[StoryEntry, ...] = ()
+    unwanted_since: str = ""
+    unrunnable_since: str = ""
 
     def to_object(self) -> dict[str, Any]:
         """Render for the status."""
-        return {"story": [e.to_object() for e in self.story]}
+        rendered: dict[str, Any] = {"story": [e.to_object() for e in self.story]}
+        if self.unwanted_since:
+            rendered["unwantedSince"] = self.unwanted_since
+        if self.unrunnable_since:
+            rendered["unrunnableSince"] = self.unrunnable_since
+        return rendered
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> Self:
@@ -202,12 +289,18 @@ class ControlRecord:
             story=tuple(
                 StoryEntry(e["state"], e["at"], e.get("reason", "")) for e in raw.get("story") or ()
             ),
+            unwanted_since=raw.get("unwantedSince", ""),
+            unrunnable_since=raw.get("unrunnableSince", ""),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A PodSnapshot as the API holds it. ``failures`` maps a Pod's UID to a restore's failure."""
+    """A PodSnapshot as the API holds it.
+
+    ``failures`` maps a Pod's UID to why its restore failed, ``restores`` to how far it is;
+    ``restored_by`` maps a node to the number of Pods that it restored from this snapshot.
+    """
 
     metadata: Metadata
     policy_name: str
@@ -218,6 +311,8 @@ class Snapshot:
     control: ControlRecord = field(default_factory=ControlRecord)
     damage: str = ""
     failures: Mapping[str, str] = field(default_factory=dict)
+    restores: Mapping[str, RestoreProgress] = field(default_factory=dict)
+    restored_by: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, obj: Mapping[str, Any]) -> Self:
@@ -237,6 +332,11 @@ class Snapshot:
             control=ControlRecord.parse(record.get("control") or {}),
             damage=(record.get("damage") or {}).get("message", ""),
             failures=dict(record.get("failures") or {}),
+            restores={
+                uid: RestoreProgress.parse(raw)
+                for uid, raw in (record.get("restores") or {}).items()
+            },
+            restored_by=dict(record.get("restoredBy") or {}),
         )
 
     @property

@@ -48,7 +48,8 @@ class SnapshotFacts:
 
     ``origin_alive`` is whether the Pod to be saved still exists with the same UID;
     ``agent_alive`` whether the capturing node's agent gave a sign of life lately;
-    ``waiting_for`` what keeps a pending save from starting, for people.
+    ``waiting_for`` what keeps a pending save from starting, for people; ``superseded`` why nobody
+    will want the stored snapshot again (a sentence, empty if somebody might).
     """
 
     snapshot: Snapshot
@@ -56,6 +57,7 @@ class SnapshotFacts:
     origin_alive: bool = True
     agent_alive: bool = True
     waiting_for: str = ""
+    superseded: str = ""
     bytes_remain: bool = True
 
 
@@ -68,6 +70,7 @@ class Step:
     effects: tuple[Effect, ...] = ()
 
 
+# The first one's docstring says in words what holds; docs/state-machine.md shows it.
 Rule = tuple[Callable[[SnapshotFacts], bool], Callable[[SnapshotFacts], Step]]
 
 
@@ -76,17 +79,63 @@ def _condition_holds(facts: SnapshotFacts, condition_type: str) -> bool:
     return condition is not None and condition.is_true
 
 
-def _is_saved(facts: SnapshotFacts) -> bool:
-    return _condition_holds(facts, CHECKPOINT)
-
-
-def _is_stored(facts: SnapshotFacts) -> bool:
-    return _is_saved(facts) and _condition_holds(facts, STORAGE_REPLICATED)
+def _is_being_deleted(facts: SnapshotFacts) -> bool:
+    """Its deletion was asked for."""
+    return facts.snapshot.metadata.is_deleting
 
 
 def _has_failed(facts: SnapshotFacts) -> bool:
+    """A failure of its save is recorded."""
     capture = facts.snapshot.capture
     return capture is not None and capture.failure is not None
+
+
+def _is_stored_and_unwanted(facts: SnapshotFacts) -> bool:
+    """Its bytes are in the bucket, and it is quarantined, superseded or without its policy."""
+    unwanted = facts.snapshot.quarantine or not facts.policy_exists or facts.superseded
+    return _is_stored(facts) and bool(unwanted)
+
+
+def _is_stored(facts: SnapshotFacts) -> bool:
+    """Its bytes are in the bucket, the manifest last."""
+    return _is_saved(facts) and _condition_holds(facts, STORAGE_REPLICATED)
+
+
+def _is_lost_with_its_node(facts: SnapshotFacts) -> bool:
+    """A node has claimed it, and that node's agent gives no sign of life."""
+    # Until the bytes are in the bucket they are on that node alone.
+    return _is_claimed(facts) and not facts.agent_alive
+
+
+def _is_saved(facts: SnapshotFacts) -> bool:
+    """Its bytes are whole and durable on the node that saved it."""
+    return _condition_holds(facts, CHECKPOINT)
+
+
+def _is_claimed(facts: SnapshotFacts) -> bool:
+    """A node has claimed it."""
+    return facts.snapshot.capture is not None
+
+
+def _has_no_policy(facts: SnapshotFacts) -> bool:
+    """Nobody has claimed it, and its policy is gone."""
+    return not facts.policy_exists
+
+
+# What waits for a workload can be filled by another Pod; every other save is of one Pod.
+def _has_no_pod(facts: SnapshotFacts) -> bool:
+    """Nobody has claimed it, and the one Pod that it is to be made from is gone."""
+    return not facts.snapshot.awaits_workload and not facts.origin_alive
+
+
+def _has_no_agent(facts: SnapshotFacts) -> bool:
+    """Nobody has claimed it, and the agent of that Pod's node gives no sign of life."""
+    return not facts.snapshot.awaits_workload and not facts.agent_alive
+
+
+def _is_only_asked_for(_: SnapshotFacts) -> bool:
+    """Nobody has claimed it yet."""
+    return True
 
 
 def _deleting(facts: SnapshotFacts) -> Step:
@@ -125,6 +174,8 @@ def _obsolete(facts: SnapshotFacts) -> Step:
     snapshot = facts.snapshot
     if snapshot.quarantine:
         return Step(State.OBSOLETE, f"quarantined: {snapshot.quarantine}")
+    if facts.policy_exists:
+        return Step(State.OBSOLETE, facts.superseded)
     return Step(
         State.OBSOLETE,
         f"its policy {snapshot.policy_name} is gone; it comes back with a policy of that name",
@@ -147,31 +198,20 @@ def _pending(facts: SnapshotFacts) -> Step:
 
 
 RULES: Final[tuple[Rule, ...]] = (
-    (lambda f: f.snapshot.metadata.is_deleting, _deleting),
+    (_is_being_deleted, _deleting),
     (_has_failed, _failed),
-    (
-        lambda f: _is_stored(f) and bool(f.snapshot.quarantine or not f.policy_exists),
-        _obsolete,
-    ),
+    (_is_stored_and_unwanted, _obsolete),
     (_is_stored, lambda _: Step(State.AVAILABLE, "restores are possible")),
-    (
-        # Until the bytes are in the bucket they are on that node alone.
-        lambda f: f.snapshot.capture is not None and not f.agent_alive,
-        _node_lost,
-    ),
+    (_is_lost_with_its_node, _node_lost),
     (_is_saved, lambda f: Step(State.UPLOADING, f"{_size(f)} are being uploaded")),
+    (_is_claimed, lambda f: Step(State.CHECKPOINTING, f"Pod {_saved_pod(f)} is being saved")),
     (
-        lambda f: f.snapshot.capture is not None,
-        lambda f: Step(State.CHECKPOINTING, f"Pod {_saved_pod(f)} is being saved"),
-    ),
-    (
-        lambda f: not f.policy_exists,
+        _has_no_policy,
         lambda _: Step(State.PENDING, "its policy is gone", (Effect.DELETE_OBJECT,)),
     ),
-    # What waits for a workload can be filled by another Pod; every other save is of one Pod.
-    (lambda f: not f.snapshot.awaits_workload and not f.origin_alive, _pod_lost),
-    (lambda f: not f.snapshot.awaits_workload and not f.agent_alive, _node_lost),
-    (lambda _: True, _pending),
+    (_has_no_pod, _pod_lost),
+    (_has_no_agent, _node_lost),
+    (_is_only_asked_for, _pending),
 )
 
 # From ``None`` an object is new to us. A controller that was away may see a later state first, so
@@ -225,6 +265,40 @@ CONDITIONS: Final[Mapping[State, Rendering]] = {
     State.OBSOLETE: Rendering(None, None, ("False", "Obsolete")),
     State.FAILED: Rendering(("False", "Failed"), ("False", "Failed"), ("False", "Failed")),
     State.DELETING: Rendering(None, None, ("False", "Deleting")),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Whose turn it is in a state, and what ends the state if that one never acts."""
+
+    actor: str
+    bound: str
+
+
+TURNS: Final[Mapping[State, Turn]] = {
+    State.PENDING: Turn(
+        "the agent of the Pod's node; the workload, if it asks for the save itself; you, where the "
+        "message says that the bucket is missing",
+        "the Pod, its node's agent or the policy is gone; a workload may take as long as it likes",
+    ),
+    State.CHECKPOINTING: Turn(
+        "the agent that claimed it",
+        "runsc's deadline, which grows with the memory; three attempts; the agent is silent",
+    ),
+    State.UPLOADING: Turn("the agent that claimed it", "the bucket refuses; the agent is silent"),
+    State.AVAILABLE: Turn("nobody: it is what was wanted", "none: retention and you delete it"),
+    State.OBSOLETE: Turn(
+        "you: bring back the policy, the spec or the node that its message names, lift the "
+        "quarantine, or delete it",
+        "none: retention and you delete it",
+    ),
+    State.FAILED: Turn(
+        "you: read the reason, create a new trigger", "none: retention and you delete it"
+    ),
+    State.DELETING: Turn(
+        "the controller", "none: an object is not released before its bytes are gone"
+    ),
 }
 
 

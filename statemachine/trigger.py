@@ -5,12 +5,14 @@ The trap: a trigger is one-shot. Once answered it never runs again, not even if 
 deleted later or the controller forgets; so the answer on the object outranks every fact.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from schemas.conditions import Condition
 from schemas.names import CHECKPOINT, TRIGGERED
-from schemas.snapshot import Snapshot
+from schemas.snapshot import Failure, Snapshot
 from schemas.trigger import ManualTrigger
 
 
@@ -44,38 +46,98 @@ class TriggerStep:
     effects: tuple[TriggerEffect, ...] = ()
 
 
+# The first one's docstring says in words what holds; docs/state-machine.md shows it.
+TriggerRule = tuple[Callable[[TriggerFacts], bool], Callable[[TriggerFacts], TriggerStep]]
+
+
 def step(facts: TriggerFacts) -> TriggerStep:
     """Compute what a trigger shows next."""
-    if facts.trigger.is_answered:
-        return TriggerStep(None)
-    if facts.snapshot is not None:
-        return _mirror(facts.snapshot)
-    if facts.was_created:
-        return _failed("the PodSnapshot was deleted before it was saved; create a new trigger")
-    if facts.refusal:
-        return _failed(facts.refusal)
-    if facts.waiting_for:
-        return TriggerStep(_pending(f"waits for storage: {facts.waiting_for}"))
-    asked = _pending("the Pod's node was asked to save it")
-    return TriggerStep(asked, (TriggerEffect.CREATE_SNAPSHOT,))
+    return next(then(facts) for holds, then in RULES if holds(facts))
 
 
-def _mirror(snapshot: Snapshot) -> TriggerStep:
-    checkpoint = snapshot.conditions.get(CHECKPOINT)
-    name = snapshot.metadata.name
-    if checkpoint is not None and checkpoint.is_true:
-        return TriggerStep(Condition(TRIGGERED, "True", "Complete", f"saved as PodSnapshot {name}"))
-    failure = snapshot.capture.failure if snapshot.capture else None
-    if failure is not None:
-        return _failed(f"{failure.reason}: {failure.message}")
-    if snapshot.metadata.is_deleting:
-        return _failed("the PodSnapshot was deleted before it was saved; create a new trigger")
-    return TriggerStep(_pending(f"PodSnapshot {name} is being made"))
+def _is_answered(facts: TriggerFacts) -> bool:
+    """It was answered before."""
+    return facts.trigger.is_answered
+
+
+def _is_saved(facts: TriggerFacts) -> bool:
+    """Its PodSnapshot is saved."""
+    checkpoint = facts.snapshot.conditions.get(CHECKPOINT) if facts.snapshot else None
+    return checkpoint is not None and checkpoint.is_true
+
+
+def _has_failed(facts: TriggerFacts) -> bool:
+    """Its PodSnapshot's save has failed."""
+    return _failure(facts) is not None
+
+
+def _is_deleted(facts: TriggerFacts) -> bool:
+    """Its PodSnapshot was deleted, or is being deleted, before it was saved."""
+    if facts.snapshot is None:
+        return facts.was_created
+    return facts.snapshot.metadata.is_deleting
+
+
+def _is_being_made(facts: TriggerFacts) -> bool:
+    """Its PodSnapshot exists."""
+    return facts.snapshot is not None
+
+
+def _is_refused(facts: TriggerFacts) -> bool:
+    """The Pod cannot be saved."""
+    return bool(facts.refusal)
+
+
+def _waits(facts: TriggerFacts) -> bool:
+    """The bucket is not there yet."""
+    return bool(facts.waiting_for)
+
+
+def _is_new(_: TriggerFacts) -> bool:
+    """Nothing stands in its way."""
+    return True
+
+
+def _complete(facts: TriggerFacts) -> TriggerStep:
+    name = facts.snapshot.metadata.name if facts.snapshot else ""
+    return TriggerStep(Condition(TRIGGERED, "True", "Complete", f"saved as PodSnapshot {name}"))
+
+
+def _save_failed(facts: TriggerFacts) -> TriggerStep:
+    failure = _failure(facts)
+    return _failed(f"{failure.reason}: {failure.message}" if failure else "the save failed")
+
+
+def _mirror(facts: TriggerFacts) -> TriggerStep:
+    name = facts.snapshot.metadata.name if facts.snapshot else ""
+    return _pending(f"PodSnapshot {name} is being made")
+
+
+RULES: Final[tuple[TriggerRule, ...]] = (
+    (_is_answered, lambda _: TriggerStep(None)),
+    (_is_saved, _complete),
+    (_has_failed, _save_failed),
+    (
+        _is_deleted,
+        lambda _: _failed("the PodSnapshot was deleted before it was saved; create a new trigger"),
+    ),
+    (_is_being_made, _mirror),
+    (_is_refused, lambda f: _failed(f.refusal)),
+    (_waits, lambda f: _pending(f"waits for storage: {f.waiting_for}")),
+    (
+        _is_new,
+        lambda _: _pending("the Pod's node was asked to save it", TriggerEffect.CREATE_SNAPSHOT),
+    ),
+)
+
+
+def _failure(facts: TriggerFacts) -> Failure | None:
+    return facts.snapshot.capture.failure if facts.snapshot and facts.snapshot.capture else None
 
 
 def _failed(message: str) -> TriggerStep:
     return TriggerStep(Condition(TRIGGERED, "False", "Failed", message))
 
 
-def _pending(message: str) -> Condition:
-    return Condition(TRIGGERED, "False", "Pending", message)
+def _pending(message: str, *effects: TriggerEffect) -> TriggerStep:
+    return TriggerStep(Condition(TRIGGERED, "False", "Pending", message), effects)

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Self
@@ -35,10 +35,15 @@ _SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 class Transport:
-    """One identity's connection. Safe for many threads."""
+    """One identity's connection. Safe for many threads.
+
+    ``on_answer`` is called with the method and the code of every answer; set it before the first
+    request.
+    """
 
     def __init__(self, config: "pykube.KubeConfig", *, user_agent: str, private_dir: Path) -> None:
         """Take a loaded configuration whose key material lies in ``private_dir``."""
+        self.on_answer: Callable[[str, int], None] = lambda *_: None
         self._private_dir = private_dir
         self._user = dict(config.user)
         self._base = str(config.cluster["server"]).rstrip("/")
@@ -47,13 +52,15 @@ class Transport:
         self._streams = self._new_session(config, user_agent)
 
     @classmethod
-    def from_kubeconfig(cls, path: Path, *, user_agent: str) -> Self:
-        """Load a kubeconfig file's current context."""
+    def from_kubeconfig(cls, path: Path, *, user_agent: str, context: str = "") -> Self:
+        """Load a context of a kubeconfig file; without a name the current one."""
         private_dir = Path(tempfile.mkdtemp(prefix="podsnap-"))  # 0700
         import yaml
 
         doc = yaml.load(path.read_bytes(), Loader=yaml.CSafeLoader)
         _materialise_keys(doc, private_dir, base=path.parent)
+        if context:
+            doc["current-context"] = context
         return cls(pykube.KubeConfig(doc), user_agent=user_agent, private_dir=private_dir)
 
     @classmethod
@@ -134,6 +141,7 @@ class Transport:
             )
         except requests.RequestException as error:
             raise ServerUnavailable(f"the API server does not answer: {_short(error)}") from error
+        self.on_answer("WATCH", response.status_code)
         _raise_for(response)
         return Stream(response)
 
@@ -162,6 +170,7 @@ class Transport:
             )
         except requests.RequestException as error:
             raise ServerUnavailable(f"the API server does not answer: {_short(error)}") from error
+        self.on_answer(method, response.status_code)
         _raise_for(response)
         parsed: dict[str, Any] = orjson.loads(response.content) if response.content else {}
         return parsed

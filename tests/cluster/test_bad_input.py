@@ -27,18 +27,6 @@ def test_a_pod_older_than_its_policy_is_asked_to_restart_once(scene: Scene) -> N
     assert scene.nonce("first")
 
 
-def test_a_pod_outside_gvisor_is_refused(scene: Scene) -> None:
-    """Without the RuntimeClass there is nothing that could save it."""
-    scene.policy()
-    scene.ready_pod("first", spec={"runtimeClassName": None})
-
-    answer = scene.triggered(scene.trigger("first"))
-
-    assert answer["reason"] == "Failed"
-    assert "NotInGVisor" in answer["message"]
-    assert "set runtimeClassName: gvisor" in answer["message"]
-
-
 def test_a_missing_bucket_makes_a_trigger_wait_and_is_told(scene: Scene) -> None:
     """Storage that appears later is used then; nothing has to be done again."""
     scene.policy()
@@ -60,6 +48,7 @@ def test_a_missing_bucket_makes_a_trigger_wait_and_is_told(scene: Scene) -> None
     assert answer["reason"] == "Complete"
 
 
+@pytest.mark.contract(10)
 def test_a_bucket_that_vanishes_during_a_save_fails_the_save_and_not_the_pod(
     scene: Scene,
 ) -> None:

@@ -199,50 +199,6 @@ def test_a_pod_left_paused_by_a_killed_agent_can_be_deleted(scene: Scene, agent:
     assert took_s < GRACE["terminationGracePeriodSeconds"] + 6
 
 
-# -- rootfs-only
-
-
-def test_files_come_back_and_processes_are_fresh(scene: Scene) -> None:
-    """What was written is there, what was deleted is not, and nothing of the memory is."""
-    two = {"containers": [told(), told(8081)]}
-    scene.policy(scope="rootfs-only")
-    scene.ready_pod("first", spec=two)
-    for port in (8080, 8081):
-        scene.tell("first", f"open('/note', 'w').write('of {port}')", port)
-        scene.tell("first", "import os; os.unlink('/app/counter.py'); os.mkdir('/made')", port)
-    old = {memory(scene, "first"), memory(scene, "first", 8081)}
-    snapshot = scene.save("first")
-
-    scene.ready_pod("second", spec=two)
-
-    assert snapshot.metadata.name in scene.restored_from("second")
-    assert not old & {memory(scene, "second"), memory(scene, "second", 8081)}
-    look = "import os; answer = [open('/note').read(), os.listdir('/app'), os.path.isdir('/made')]"
-    assert scene.tell("second", look) == ["of 8080", [], True]
-    assert scene.tell("second", look, 8081) == ["of 8081", [], True]
-    assert memory(scene, "first") in old
-
-
-def test_files_come_back_into_another_image_and_command(scene: Scene) -> None:
-    """Files are not tied to a spec; memory is."""
-    tag = ["images", "tag", "--force", COUNTER, "podsnap.local/counter:other"]
-    scene.cluster.run_in("node1", scene.cluster.nodes[0].ctr(*tag))
-    scene.policy(scope="rootfs-only")
-    scene.ready_pod("first", container=told())
-    scene.tell("first", "open('/note', 'w').write('kept')")
-    snapshot = scene.save("first")
-
-    other = told(image="podsnap.local/counter:other")
-    other["command"] = [*other["command"][:3], "8080", "another", "argument"]
-    scene.ready_pod("second", container=other)
-
-    assert snapshot.metadata.name in scene.restored_from("second")
-    assert scene.tell("second", "import sys; answer = [open('/note').read(), sys.argv[2:]]") == [
-        "kept",
-        ["another", "argument"],
-    ]
-
-
 # -- init containers, sidecars, hooks
 
 WORK: dict[str, Any] = {"volumeMounts": [{"name": "work", "mountPath": "/shared"}]}

@@ -86,7 +86,7 @@ def test_story_of_an_unknown_snapshot_teaches(scene: Scene) -> None:
         timeout=30,
     )
 
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert "podsnap get" in done.stderr
 
 

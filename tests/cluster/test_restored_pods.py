@@ -293,6 +293,7 @@ def story(cluster: LocalCluster) -> Iterator[Story]:
             cluster.kubectl("delete", "pv", scene.namespace, "--wait=false", "--ignore-not-found")
 
 
+@pytest.mark.contract(21)
 def test_every_container_goes_on_in_its_memory(story: Story) -> None:
     """Two containers and a sidecar, one image."""
     assert story.scene.restored_from("second")
@@ -317,6 +318,7 @@ def test_a_tmpfs_emptydir_comes_back_and_stays_shared(story: Story) -> None:
     assert story.second("answer = page[:5].decode()", BACK) == "again"
 
 
+@pytest.mark.contract(21)
 @pytest.mark.parametrize("kind", ["unix", "abstract", "loopback"])
 def test_a_connection_between_containers_stays_open(story: Story, kind: str) -> None:
     """The server counted one line before the save; a new connection begins at one."""
@@ -326,6 +328,7 @@ def test_a_connection_between_containers_stays_open(story: Story, kind: str) -> 
     assert fresh == [story.nonces[BACK], "1"]
 
 
+@pytest.mark.contract(21)
 def test_a_listening_socket_accepts_on_the_new_address(story: Story) -> None:
     """Nobody had connected to it before."""
     address = Pod.parse(story.scene.get("pod", "second")).pod_ip
@@ -377,6 +380,7 @@ def test_another_memory_request_and_limit_restore_and_apply(story: Story) -> Non
     assert story.scene.restored_from("second")
 
 
+@pytest.mark.contract(21)
 def test_name_address_and_environment_are_the_new_pods(story: Story) -> None:
     """The environment is read from ``spec_environ``: a process keeps the one it started with."""
     assert story.second("answer = socket.gethostname()") == "second"
@@ -465,11 +469,13 @@ def test_a_container_with_an_emptydir_that_crashes_starts_the_pod_afresh(story: 
     assert scene.tell("fourth", "answer = open('/shared/word').read()", BACK) == "shared"
 
 
+@pytest.mark.contract(21)
 def test_a_connection_to_the_outside_is_closed(story: Story) -> None:
     """Another address, so nothing of it could work."""
     assert story.second(ASK_OUTSIDE) == "closed"
 
 
+@pytest.mark.contract(21)
 def test_a_connection_to_the_outside_is_closed_though_the_address_is_the_same(
     story: Story,
 ) -> None:

@@ -127,3 +127,14 @@ def test_a_pod_goes_on_on_the_other_node_after_the_death_of_the_first(saved: Sav
     saved.scene.cluster.machine("node1").kill()
 
     saved.continued("after-death")
+
+
+@pytest.mark.contract(28)
+def test_a_snapshot_whose_node_died_is_deleted_with_its_bytes(saved: Saved) -> None:
+    """Nobody waits for the agent that made it."""
+    saved.scene.cluster.machine("node1").kill()
+    assert saved.scene.stored()
+
+    saved.scene.kubectl("delete", "ps", "--all", "--timeout=60s")
+
+    assert saved.scene.stored() == set()

@@ -75,6 +75,7 @@ def one_available(scene: Scene) -> Snapshot:
 @contextlib.contextmanager
 def staging_disk(scene: Scene, folder: str, options: str) -> Iterator[None]:
     """Give the node another disk for what is being saved."""
+    (scene.node_state / "staging" / folder).mkdir(mode=0o700, exist_ok=True)
     place = str(scene.node_state / "staging" / folder)
     scene.cluster.run_in("node1", ["mount", "-t", "tmpfs", "-o", options, "podsnap-test", place])
     try:

@@ -35,7 +35,7 @@ class ApiServer:
     process: "subprocess.Popen[bytes]"
 
     def kubeconfig(self, user: str) -> Path:
-        """Write and return the kubeconfig of a user: admin, controller or agent."""
+        """Write and return the kubeconfig of a user: admin, controller, agent or tenant."""
         token = self.directory / f"{user}.token"
         token.write_text(self.tokens[user], encoding="utf-8")
         doc = {
@@ -59,6 +59,7 @@ class ApiServer:
 
 
 _USERS = {
+    "tenant": ("tenant", "tenants"),
     "admin": ("admin", "system:masters"),
     "controller": (
         "system:serviceaccount:podsnap-system:podsnap-controller",

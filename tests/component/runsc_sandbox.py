@@ -48,6 +48,7 @@ from policies.distill import distill
 from policies.identity import manual_snapshot_name
 from policies.new_snapshots import manual_snapshot
 from reconciler.cluster_cache import ClusterCache
+from reconciler.demand_book import DemandBook
 from reconciler.snapshot_controller import AGENT_LOST_S, SnapshotController
 from schemas.instants import to_micro_time
 from schemas.names import CONTROLLER_MANAGER
@@ -455,6 +456,7 @@ def snapshot_controller(client: KubeClient, bucket_root: Path) -> Iterator[Snaps
             cache=cache,
             clock=SteppedClock(),
             open_store=lambda location: LocalDirStore(bucket_root / location.bucket),
+            demands=DemandBook(cache, SteppedClock()),
         )
     finally:
         cache.stop()

@@ -354,6 +354,12 @@ RESTORED = condition("PodRestored", "Restored", "True")
 SEALED = progress("node-1", "Succeeded")
 DAMAGE = {"podsnap": {"damage": {"message": "m"}}}
 FAILURES = {"podsnap": {"failures": {"11111111-1111-1111-1111-111111111111": "m"}}}
+RESTORING = {
+    "podName": "pod-2",
+    "node": "node-2",
+    "phase": "Fetching",
+    "startedAt": "2026-01-01T00:00:00.000000Z",
+}
 STAYS = "a PodSnapshot stays as podsnap made it, so " + ALICE + " cannot change its {}"
 STAYS += "; what may be changed is: annotation podsnap.dev/quarantine"
 BY_CLAIM = "; the agent of node-2 may claim what nobody has, and report on its own"
@@ -400,7 +406,16 @@ ALLOWED: dict[str, tuple[str, Act]] = {
     "an agent goes on with its own": (AGENT_1, reports("taken", **SEALED)),
     "an agent tells of an access": (
         AGENT_2,
-        reports("taken", ACCESS_MANAGER, lastAccessTime="2026-01-01T00:00:00Z"),
+        reports(
+            "taken",
+            ACCESS_MANAGER,
+            lastAccessTime="2026-01-01T00:00:00Z",
+            podsnap={"restoredBy": {"node-2": 3}},
+        ),
+    ),
+    "an agent tells how far a restore is": (
+        AGENT_2,
+        reports("taken", AGENT_MANAGER, podsnap={"restores": {"uid": RESTORING}}),
     ),
     "an agent tells of damage": (AGENT_2, reports("taken", DAMAGE_MANAGER, **DAMAGE)),
     "an agent tells of a failed restore": (
@@ -435,11 +450,6 @@ REFUSED: dict[str, tuple[str, Act, str]] = {
         "the status of a PodSnapshot says what podsnap has done and is written by podsnap alone, "
         f"so {ALICE} cannot change it; delete the PodSnapshot if it should go",
     ),
-    "a user edits the spec": (
-        USER,
-        edits({"spec": {"policyName": "mine"}}),
-        STAYS.format("spec"),
-    ),
     "a user edits labels": (
         USER,
         edits({"metadata": {"labels": {"x": "y"}}}),
@@ -472,8 +482,8 @@ REFUSED: dict[str, tuple[str, Act, str]] = {
     ),
     "a user edits two things": (
         USER,
-        edits({"spec": {"policyName": "mine"}, "metadata": {"annotations": {"a": "2"}}}),
-        STAYS.format("spec, annotation a"),
+        edits({"metadata": {"labels": {"x": "y"}, "annotations": {"a": "2"}}}),
+        STAYS.format("labels, annotation a"),
     ),
     "an administrator creates": (
         "admin",
@@ -484,6 +494,11 @@ REFUSED: dict[str, tuple[str, Act, str]] = {
     "an agent writes progress of another node's save": (
         AGENT_2,
         reports("taken", **SEALED),
+        f"the save of this PodSnapshot is claimed by node-1{BY_CLAIM}",
+    ),
+    "an agent counts for another node": (
+        AGENT_2,
+        reports("taken", ACCESS_MANAGER, podsnap={"restoredBy": {"node-1": 3}}),
         f"the save of this PodSnapshot is claimed by node-1{BY_CLAIM}",
     ),
     "an agent takes another node's save": (

@@ -29,6 +29,12 @@ from schemas.pod import MIRROR_ANNOTATION
 pytestmark = pytest.mark.usefixtures("manager")
 
 WORKS = "Pods that it selects are saved and restored"
+INVITES = (
+    "warning: any Pod that it selects may be saved, and its live sessions become every new Pod's "
+    "start; name the labels of those that may in annotation podsnap.dev/save-selector, or keep "
+    "users apart with snapshotGroupingRules"
+)
+MEANWHILE = "meanwhile the default holds, or the strictest if it protects something"
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,25 +324,30 @@ def on_delete_with_hooks(world: World) -> None:
 
 
 POLICIES: dict[str, Case] = {
-    "a selector that matches nothing": Case(working, "Ready", f"{WORKS}; no Pod is selected now"),
+    "a selector that matches nothing": Case(
+        working, "Ready", f"{WORKS}; no Pod is selected now; {INVITES}"
+    ),
     "a selector that matches everything": Case(
         lambda world: working(world, selector={}),
         "Ready",
-        f"{WORKS}; warning: its selector is empty, so it selects every Pod of the namespace",
+        f"{WORKS}; warning: its selector is empty, so it selects every Pod of the namespace; "
+        f"{INVITES}",
     ),
     "a policy younger than another for its Pod": Case(
-        rival, "Ready", f"{WORKS}; Pod web-0 is governed by policy older, which is older"
+        rival,
+        "Ready",
+        f"{WORKS}; Pod web-0 is governed by policy older, which is older; {INVITES}",
     ),
     "a Pod that can never be saved": Case(
         with_pod(hostNetwork=True),
         "Ready",
         f"{WORKS}; Pod web-0 is never saved: a Pod with hostNetwork cannot be restored: its "
-        "sockets belong to the node",
+        f"sockets belong to the node; {INVITES}",
     ),
     "a preStop hook under onDelete": Case(
         on_delete_with_hooks,
         "Ready",
-        f"{WORKS}; warning: Pod web-0 is saved after the preStop hook has run",
+        f"{WORKS}; warning: Pod web-0 is saved after the preStop hook has run; {INVITES}",
     ),
     "a missing storage config": Case(
         lambda world: world.policy(),
@@ -354,13 +365,13 @@ POLICIES: dict[str, Case] = {
         annotated(GATE_ANNOTATION, "soon"),
         "InvalidAnnotation",
         "annotation podsnap.dev/gate: 'soon' is not a duration; write it like 30s, 5m or 1h30m; "
-        "the default holds meanwhile",
+        f"{MEANWHILE}",
     ),
     "a gate that is too long": Case(
         annotated(GATE_ANNOTATION, "2m"),
         "InvalidAnnotation",
-        "annotation podsnap.dev/gate is 2m; a sandbox must be made within two minutes, so the gate "
-        "is at most 85s; the default holds meanwhile",
+        "annotation podsnap.dev/gate: it is 2m; a sandbox must be made within two minutes, so the "
+        f"gate is at most 85s; {MEANWHILE}",
     ),
     "the files of a workload": Case(
         files_of_a_workload,
@@ -384,7 +395,8 @@ def test_the_policy_that_governs_tells_of_the_one_that_does_not(world: World) ->
     """Whoever reads either of them learns of both."""
     rival(world)
     message = (
-        f"{WORKS}; Pod web-0 is selected by policy web too, which does not govern: older is older"
+        f"{WORKS}; Pod web-0 is selected by policy web too, which does not govern: older is older; "
+        f"{INVITES}"
     )
     says(world, POD_SNAPSHOT_POLICIES, "older", "Ready", Case(rival, "Ready", message))
 

@@ -328,6 +328,7 @@ def test_a_sandbox_that_died_fails_the_save(
     assert_failed(node, job.snapshot.metadata.name, raised.value.failure.reason)
 
 
+@pytest.mark.contract(10)
 def test_a_save_that_hangs_is_given_up_and_its_files_go_when_it_has_ended(
     node: SavingNode, running: RunningPod, monkeypatch: pytest.MonkeyPatch
 ) -> None:

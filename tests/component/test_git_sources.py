@@ -121,6 +121,18 @@ def test_a_commit_is_applied_with_its_revision(repository: Repository) -> None:
     assert kinds == ["PodSnapshotStorageConfig", "PodSnapshotPolicy"]
 
 
+def test_a_manifest_of_the_preview_is_applied(repository: Repository) -> None:
+    """As kubectl applies it."""
+    preview = repository.policy_text().replace(
+        "podsnapshot.gke.io/v1", "podsnapshot.gke.io/v1alpha1"
+    )
+
+    commit = repository.commit(policy=preview)
+    repository.follow()
+    repository.applied(commit)
+    assert repository.policy() is not None
+
+
 def test_a_branch_and_a_folder_are_followed(repository: Repository) -> None:
     """What lies elsewhere does not count."""
     commit = repository.commit(

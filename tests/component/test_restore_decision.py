@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cluster_world import World, eventually
@@ -37,13 +38,16 @@ from localcluster.toolchain import Toolchain
 from nodeexec import restore_decision
 from nodeexec.cluster_view import ClusterView, Listeners
 from nodeexec.image import PARTS
+from nodeexec.mounted_content import MountedContent
 from nodeexec.node_cache import NodeCache
 from nodeexec.pod_reports import PodReports
 from nodeexec.restore_decision import Decision, RestoreDecider
+from nodeexec.restore_progress import RunningRestores
+from policies.verdict import COLD_START_REASONS, Reason
 from reconciler.snapshot_controller import SnapshotController
 from schemas.names import NAMESPACES_ANNOTATION, READY
 from schemas.pod import Pod
-from schemas.policy import GATE_LIMIT_S
+from schemas.policy_options import GATE_LIMIT_S
 from schemas.snapshot import Compatibility, Snapshot
 from schemas.storage_config import Location
 from statemachine.restore import Outcome
@@ -111,6 +115,12 @@ class Deciding:
     damaged: list[tuple[str, str]] = field(default_factory=list)
     holds: list[float] = field(default_factory=list)
 
+    @property
+    def progress(self) -> RunningRestores:
+        """Return what nobody looks at here."""
+        latest = self.view.snapshots.store.by_uid
+        return RunningRestores(self.reports, node=NODE, latest=latest, clock=SystemClock())
+
     def decider(self, cache: NodeCache, *, node: Compatibility | None = None) -> RestoreDecider:
         """Return the decider of an agent that has this cache."""
         return RestoreDecider(
@@ -120,6 +130,8 @@ class Deciding:
             workload_dirs=self.state / "workload",
             open_store=self._open,
             on_damage=self._on_damage,
+            progress=self.progress,
+            contents=MountedContent(self.state / "kubelet", self.state / "bundles"),
             clock=self.saving.capturer.clock,
         )
 
@@ -146,8 +158,8 @@ class Deciding:
     def ask(
         self, decider: RestoreDecider, pod: Pod, *, cold: dict[str, str] | None = None
     ) -> Decision:
-        """Ask as the runtime does."""
-        return decider.decide(
+        """Ask as the runtime does; whatever the answer, its cause is of the closed set."""
+        decision = decider.decide(
             namespace=pod.metadata.namespace,
             name=pod.metadata.name,
             uid=pod.metadata.uid,
@@ -155,6 +167,9 @@ class Deciding:
             cold=cold,
             hold=self.holds.append,
         )
+        if decision.policy is not None and decision.outcome is not Outcome.RESTORED:
+            assert decision.cause in COLD_START_REASONS
+        return decision
 
     def part(self, name: str) -> Path:
         """Return the file that is a part's object in the bucket."""
@@ -296,6 +311,7 @@ def test_a_pod_that_no_policy_selects_is_left_alone(deciding: Deciding) -> None:
     decision = deciding.ask(deciding.here(), deciding.new_pod(labels={"app": "other"}))
     assert decision.outcome is Outcome.COLD
     assert decision.to_answer() == {"governed": False}
+    assert decision.cause is Reason.NOT_GOVERNED
     assert decision.reason == "no policy governs the Pod"
     assert (span("podsnap.decide").attributes or {})["podsnap.reason"] == decision.reason
 
@@ -336,7 +352,7 @@ def test_an_agent_that_has_just_started_answers_cold(
     pod = deciding.new_pod()
     deciding.view = new_view(agent_client)
     decision = deciding.ask(deciding.here(), pod)
-    assert decision.outcome is Outcome.COLD
+    assert (decision.outcome, decision.cause) == (Outcome.COLD, Reason.AGENT_AWAY)
     assert "has just started" in decision.reason
 
 
@@ -351,6 +367,7 @@ def test_a_damaged_part_is_told_by_name_and_never_restored(deciding: Deciding) -
     decider = deciding.elsewhere()
     decision = deciding.ask(decider, pod)
     assert decision.outcome is Outcome.COLD_DESPITE_SNAPSHOT
+    assert decision.cause is Reason.BYTES_DAMAGED
     assert "pages.img" in decision.reason
     assert decision.to_answer()["restore"] is None
     ((uid, message),) = deciding.damaged
@@ -364,6 +381,7 @@ def test_a_damaged_part_is_told_by_name_and_never_restored(deciding: Deciding) -
     )
     again = deciding.ask(decider, pod)
     assert again.outcome is Outcome.COLD_DESPITE_SNAPSHOT
+    assert again.cause is Reason.QUARANTINED
     assert "damaged" in again.reason
     assert span_names().count("podsnap.fetch") == 1
     assert len(deciding.damaged) == 1
@@ -376,6 +394,7 @@ def test_a_bucket_that_is_away_is_no_damage(deciding: Deciding) -> None:
     decider = deciding.elsewhere()
     decision = deciding.ask(decider, pod)
     assert decision.outcome is Outcome.COLD_DESPITE_SNAPSHOT
+    assert decision.cause is Reason.FETCH_FAILED
     assert f"bucket {bucket.name} does not exist" in decision.reason
     assert deciding.damaged == []
     away.rename(bucket)
@@ -416,6 +435,7 @@ def test_a_fetch_slower_than_the_gate_is_a_cold_start_and_serves_the_next_pod(
         slow.open_line.set()
     assert decision.outcome is Outcome.COLD_DESPITE_SNAPSHOT
     assert 0.2 <= took_s < 5
+    assert decision.cause is Reason.FETCH_TOO_SLOW
     assert "was not fetched within" in decision.reason
     assert str(deciding.snapshot.metadata) in decision.reason
     assert deciding.damaged == []
@@ -425,14 +445,29 @@ def test_a_fetch_slower_than_the_gate_is_a_cold_start_and_serves_the_next_pod(
     assert span_names().count("podsnap.fetch") == 1
 
 
-def test_a_node_with_another_runsc_starts_the_pod_cold_and_says_why(deciding: Deciding) -> None:
+@pytest.mark.contract(23, injected="the runsc version, the CPU's features")
+@pytest.mark.parametrize(
+    ("difference", "reason"),
+    [
+        (
+            {"runsc_version": "release-20200101.0"},
+            "the runsc version is release-20200101.0 on this node",
+        ),
+        ({"cpu_features": ()}, "this node's CPU lacks features that were saved"),
+    ],
+    ids=["runsc", "CPU"],
+)
+def test_a_node_with_another_runsc_starts_the_pod_cold_and_says_why(
+    deciding: Deciding, difference: dict[str, Any], reason: str
+) -> None:
     """Before any byte is fetched."""
-    other = replace(deciding.compatibility, runsc_version="release-20200101.0")
+    other = replace(deciding.compatibility, **difference)
     decision = deciding.ask(
         deciding.decider(deciding.empty_cache(), node=other), deciding.new_pod()
     )
     assert decision.outcome is Outcome.COLD_DESPITE_SNAPSHOT
-    assert "the runsc version is release-20200101.0 on this node" in decision.reason
+    assert decision.cause is Reason.NODE_INCOMPATIBLE
+    assert reason in decision.reason
     assert span_names() == ["podsnap.decide"]
 
 
@@ -440,7 +475,7 @@ def test_a_pod_whose_restore_failed_starts_cold_with_that_reason(deciding: Decid
     """Never twice from the same image, however good it is."""
     cold = {"snapshot": deciding.snapshot.metadata.name, "reason": "the sandbox ended"}
     decision = deciding.ask(deciding.here(), deciding.new_pod(), cold=cold)
-    assert decision.outcome is Outcome.FELL_BACK
+    assert (decision.outcome, decision.cause) == (Outcome.FELL_BACK, Reason.RESTORE_FAILED)
     assert decision.reason == "the sandbox ended"
     assert decision.to_answer()["restore"] is None
     assert decision.to_answer()["governed"]
@@ -464,5 +499,5 @@ def test_a_bucket_that_is_not_for_the_namespace_is_not_restored_from(deciding: D
     eventually(is_closed, "the agent's cache shows the annotation")
     decision = deciding.ask(deciding.here(), pod)
 
-    assert decision.snapshot is None
+    assert (decision.snapshot, decision.cause) == (None, Reason.STORAGE_NOT_ALLOWED)
     assert decision.reason.endswith("is not for this namespace")

@@ -71,6 +71,7 @@ def test_without_its_policy_a_snapshot_is_obsolete_and_comes_back(
     shows(world, name, "AllSnapshotsAvailable")
 
 
+@pytest.mark.contract(28, 29)
 def test_bytes_go_before_the_object_although_policy_and_storage_are_gone(
     world: World, agent_client: KubeClient, name: str
 ) -> None:

@@ -49,6 +49,7 @@ REFUSED: dict[str, tuple[dict[str, Any] | None, bool, str, str]] = {
 }
 
 
+@pytest.mark.contract(10)
 @pytest.mark.parametrize("what", REFUSED)
 def test_a_trigger_that_cannot_work_fails_with_reason_and_advice(world: World, what: str) -> None:
     """No endless pending, and no PodSnapshot is made."""
@@ -115,6 +116,7 @@ def settled(world: World) -> None:
     )
 
 
+@pytest.mark.contract(11)
 def test_a_second_trigger_for_the_same_pod_is_refused(world: World, manager: Manager) -> None:
     """One save at a time; the text is the one that GKE's clients know."""
     world.make_bucket()

@@ -22,7 +22,9 @@ def run(*arguments: str, script: Path = GENERATE) -> subprocess.CompletedProcess
 
 def copy_of_docs(directory: Path) -> Path:
     """Copy the generated pages and the generator, so that a test may spoil them."""
-    for page in (GENERATE, ROOT / "docs" / "concepts.md", *(ROOT / "docs/reference").glob("*.md")):
+    mixed = ROOT / "docs" / "concepts.md"
+    whole = (ROOT / "docs" / "state-machine.md", *(ROOT / "docs/reference").glob("*.md"))
+    for page in (GENERATE, mixed, *whole):
         copy = directory / page.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(page.read_bytes())

@@ -2,19 +2,17 @@
 """Whatever keeps a Pod from being restored, it runs: cold, told in one line, and without a loop.
 
 Altered and cut bytes, a moved tag, an image that runsc refuses and an absent agent are in
-tests/cluster/test_bad_input.py; here is the rest.
+tests/cluster/test_bad_input.py, a node of another kind in tests/contract/test_restoring.py; here is
+the rest.
 """
 
 import shutil
-import urllib.request
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from localcluster.cluster import LocalCluster
-from localcluster.node import METRICS_PORT
 from tests.cluster_scene import Scene, eventually
 from tests.faults.kill_scene import BALLAST, KillScene, converge
 from tests.faults.kill_steps import kill_scene, reach_restore
@@ -41,16 +39,6 @@ def assert_started_cold(scene: Scene, pod: str, *, because: str, restarts: int =
     status = scene.get("pod", pod)["status"]["containerStatuses"][0]
     assert status["restartCount"] <= restarts
     assert status["state"].keys() == {"running"}
-
-
-def agent_is_ready(scene: Scene) -> bool:
-    """Whether the node's agent can decide now."""
-    address = scene.cluster.nodes[0].address
-    try:
-        with urllib.request.urlopen(f"http://{address}:{METRICS_PORT}/readyz", timeout=2):
-            return True
-    except OSError:
-        return False
 
 
 def lose_a_part(folder: Path) -> str:
@@ -123,30 +111,6 @@ def test_a_pinned_snapshot_that_is_not_ready_is_a_cold_start(holding: KillScene)
         scene.pod("second", annotations={"podsnapshot.gke.io/ps-name": name})
         assert_started_cold(scene, "second", because=name)
     scene.wait_available(name)
-
-
-def test_a_node_of_another_machine_series_is_a_cold_start(scene: Scene) -> None:
-    """What the agent says of its node decides; the reason names both series."""
-    scene.policy()
-    scene.ready_pod("first")
-    scene.save("first")
-    settings = scene.cluster.nodes[0].agent_settings
-    agent = scene.cluster.component("node1", "agent")
-    before = settings.read_text(encoding="utf-8")
-    agent.stop()
-    try:
-        settings.write_text(f'{before}machine_series = "n2"\n', encoding="utf-8")
-        agent.start()
-        eventually("the agent", partial(agent_is_ready, scene))
-        scene.pod("second")
-        assert_started_cold(scene, "second", because="n2")
-    finally:
-        agent.stop()
-        settings.write_text(before, encoding="utf-8")
-        agent.start()
-        eventually("the agent", partial(agent_is_ready, scene))
-    scene.ready_pod("third")
-    assert scene.restored_from("third")
 
 
 def test_an_image_that_goes_after_the_decision_is_a_cold_start(holding: KillScene) -> None:

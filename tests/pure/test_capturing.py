@@ -9,6 +9,7 @@ from api_objects import NODE, pod, policy
 
 from policies.capturing import (
     TriggerInput,
+    may_save,
     may_trigger,
     node_may_save,
     restorable,
@@ -19,9 +20,15 @@ from policies.capturing import (
 from policies.verdict import Reason
 from schemas.conditions import Condition
 from schemas.metadata import Metadata
-from schemas.names import NAMESPACES_ANNOTATION, READY
+from schemas.names import (
+    NAMESPACES_ANNOTATION,
+    READY,
+    SAVE_SELECTOR_ANNOTATION,
+    STRICT_IDENTITY_ANNOTATION,
+)
 from schemas.pod import MIRROR_ANNOTATION, Pod
 from schemas.policy import Policy, TriggerType
+from schemas.policy_options import PolicyOptions
 from schemas.snapshot import Compatibility
 from schemas.storage_config import Location, StorageConfig
 
@@ -174,6 +181,70 @@ def test_all_combinations_are_supported_but_a_workloads_files(
     found = unsupported(asked_for)
     assert bool(found) is (trigger == "workload" and scope == "rootfs-only")
     assert not found or "use snapshotScope whole-pod, or type manual" in found
+
+
+def with_options(under: Policy, **annotations: str) -> Policy:
+    """Return a policy with podsnap's own annotations, named by their last part."""
+    named = {f"podsnap.dev/{key.replace('_', '-')}": text for key, text in annotations.items()}
+    return replace(under, options=PolicyOptions.parse(named))
+
+
+STRICT: dict[str, tuple[Policy, str]] = {
+    "env before anybody runs": (
+        with_options(policy(trigger="workload"), strict_identity="env"),
+        "",
+    ),
+    "contents by hand": (with_options(policy(), strict_identity="secrets,configmaps"), ""),
+    "contents at the end": (
+        with_options(policy(trigger="onDelete"), strict_identity="secrets"),
+        "",
+    ),
+    "contents for a workload": (
+        with_options(policy(trigger="workload"), strict_identity="env,secrets"),
+        "counts what only a node can see, and with triggerConfig.type workload Pods agree",
+    ),
+    "contents when Ready": (
+        with_options(policy(trigger="readinessProbe"), strict_identity="configmaps"),
+        "use type manual or onDelete, or count env alone",
+    ),
+    "anything of files": (
+        with_options(FILES_ONLY, strict_identity="env"),
+        "cannot be with snapshotScope rootfs-only; remove one",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", STRICT)
+def test_a_stricter_identity_is_refused_where_it_could_not_hold(what: str) -> None:
+    """A protection that does nothing would be worse than none."""
+    under, expected = STRICT[what]
+    found = unsupported(under)
+    assert bool(found) is bool(expected)
+    assert expected in found
+    assert not found or STRICT_IDENTITY_ANNOTATION in found
+
+
+GOLDEN: dict[str, tuple[str | None, dict[str, str], bool]] = {
+    "no selector": (None, {"app": "web"}, True),
+    "a golden Pod": ("role=golden", {"app": "web", "role": "golden"}, True),
+    "an ordinary Pod": ("role=golden", {"app": "web"}, False),
+    "a user's Pod": ("!session", {"app": "web", "session": "7"}, False),
+    "a selector that cannot be read": ("role=golden,", {"app": "web", "role": "golden"}, False),
+}
+
+
+@pytest.mark.parametrize("what", GOLDEN)
+@pytest.mark.parametrize("scope", ["whole-pod", "rootfs-only"])
+def test_only_golden_pods_define_what_others_start_from(what: str, scope: str) -> None:
+    """One user's live session must not become everyone's start; a typo opens nothing."""
+    text, labels, may = GOLDEN[what]
+    under = policy(snapshotScope=scope)
+    if text is not None:
+        under = with_options(under, save_selector=text)
+    verdict = may_save(pod(labels=labels), under, NODE)
+    assert verdict.usable is may
+    assert may or [f.reason for f in verdict.findings] == [Reason.NOT_GOLDEN]
+    assert may or f"annotation {SAVE_SELECTOR_ANNOTATION}, so it may be restored" in verdict.message
 
 
 # -- triggers

@@ -3,14 +3,19 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from api_objects import policy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.distill import differences, distill
+from policies.distill import content_volumes, differences, distill
+from schemas.names import STRICT_IDENTITY_ANNOTATION
 from schemas.pod import Pod
+from schemas.policy import Policy
+from schemas.policy_options import PolicyOptions
 from schemas.snapshot import SpecIdentity
 
 Change = Callable[[dict[str, Any]], Any]
@@ -329,3 +334,124 @@ def test_equal_hashes_mean_no_differences(context: dict[str, Any], command: Any)
         lambda obj: (_set("spec/securityContext", context)(obj), _set(f"{C}/command", command)(obj))
     )
     assert (before.hash == after.hash) is (differences(before, after) == [])
+
+
+# -- stricter identities
+
+USES_CONTENTS: dict[str, Any] = {
+    "metadata": {"name": "web-0", "namespace": "shop"},
+    "spec": {
+        "containers": [
+            {
+                "name": "main",
+                "image": "web:1",
+                "env": [{"name": "MODE", "value": "fast"}],
+                "envFrom": [{"configMapRef": {"name": "defaults"}}],
+            }
+        ],
+        "volumes": [
+            {"name": "key", "secret": {"secretName": "key"}},
+            {"name": "settings", "configMap": {"name": "settings"}},
+            {"name": "scratch", "emptyDir": {}},
+            {
+                "name": "kube-api-access-x7k2p",
+                "projected": {
+                    "sources": [
+                        {"serviceAccountToken": {"path": "token"}},
+                        {"configMap": {"name": "kube-root-ca.crt"}},
+                        {"downwardAPI": {"items": [{"path": "namespace"}]}},
+                        {"podCertificate": {"keyPath": "key.pem", "credentialBundlePath": "all"}},
+                    ]
+                },
+            },
+        ],
+    },
+}
+
+
+def strict(text: str, uid: str = "uid-1") -> Policy:
+    """Return a policy that counts more."""
+    under = policy()
+    options = PolicyOptions.parse({STRICT_IDENTITY_ANNOTATION: text})
+    return replace(under, metadata=replace(under.metadata, uid=uid), options=options)
+
+
+def with_env(*variables: dict[str, Any], **more: Any) -> Pod:  # noqa: ANN401 - parts of a container
+    """Return the Pod with another environment."""
+    obj = copy.deepcopy(USES_CONTENTS)
+    obj["spec"]["containers"][0] |= {"env": list(variables), **more}
+    return Pod.parse(obj)
+
+
+ENVIRONMENTS = {
+    "another value": with_env({"name": "MODE", "value": "slow"}),
+    "another name": with_env({"name": "MOOD", "value": "fast"}),
+    "one more": with_env({"name": "MODE", "value": "fast"}, {"name": "X"}),
+    "none": with_env(),
+    "a reference": with_env({"name": "MODE", "valueFrom": {"secretKeyRef": {"name": "s"}}}),
+    "other defaults": with_env({"name": "MODE", "value": "fast"}, envFrom=[]),
+}
+
+
+@pytest.mark.parametrize("what", ENVIRONMENTS)
+def test_the_environment_counts_where_a_policy_says_so_and_is_not_written_down(what: str) -> None:
+    """The explanation names the container; no value stands in the identity."""
+    saved, other = Pod.parse(USES_CONTENTS), ENVIRONMENTS[what]
+    assert distill(saved) == distill(other) == distill(other, policy())
+    found = differences(distill(saved, strict("env")), distill(other, strict("env")))
+    assert found == [f"{MAIN}.env has another value than was saved"]
+    assert "fast" not in str(distill(saved, strict("env")).to_object())
+
+
+def test_an_environment_counts_the_same_in_a_template_and_in_the_pod_made_from_it() -> None:
+    """The API server adds a default to a reference to the Pod's own fields."""
+    template = with_env({"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}})
+    made = with_env(
+        {
+            "name": "IP",
+            "valueFrom": {"fieldRef": {"fieldPath": "status.podIP", "apiVersion": "v1"}},
+        }
+    )
+    assert distill(template, strict("env")) == distill(made, strict("env"))
+
+
+TOKENS = frozenset({"token", "namespace", "key.pem", "all"})
+COUNTED = {
+    "env": {},
+    "secrets": {"key": frozenset()},
+    "configmaps": {"settings": frozenset(), "kube-api-access-x7k2p": TOKENS},
+    "secrets,configmaps": {
+        "key": frozenset(),
+        "settings": frozenset(),
+        "kube-api-access-x7k2p": TOKENS,
+    },
+}
+
+
+@pytest.mark.parametrize("text", COUNTED)
+def test_volumes_count_by_kind_and_never_by_what_differs_in_every_pod(text: str) -> None:
+    """Tokens and a Pod's own certificates are in no identity."""
+    assert content_volumes(Pod.parse(USES_CONTENTS), strict(text)) == COUNTED[text]
+
+
+def test_a_rotated_key_makes_a_new_identity_and_no_guess_can_be_checked_elsewhere() -> None:
+    """Digests are salted by the policy, and another volume's content changes nothing of them."""
+    pod, under = Pod.parse(USES_CONTENTS), strict("secrets")
+    saved = distill(pod, under, {"key": "digest-1"})
+    assert distill(pod, under, {"key": "digest-1"}) == saved
+    assert differences(saved, distill(pod, under, {"key": "digest-2"})) == [
+        "spec.volumes[key].content has another value than was saved"
+    ]
+    assert differences(saved, distill(pod, under)) == [
+        "spec.volumes[key].content is absent, saved with a value that counts"
+    ]
+    elsewhere = distill(pod, strict("secrets", uid="uid-2"), {"key": "digest-1"})
+    assert elsewhere.fields.keys() == saved.fields.keys()
+    assert elsewhere.hash != saved.hash
+
+
+def test_an_older_format_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A snapshot of another format misses with that as a reason, whatever else is equal."""
+    now = distill(Pod.parse(full_pod()))
+    monkeypatch.setattr("policies.distill.FORMAT", "1")
+    assert differences(distill(Pod.parse(full_pod())), now) == ['format is "2", saved with "1"']

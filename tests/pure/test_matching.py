@@ -2,13 +2,15 @@
 """Which snapshot a Pod is restored from, and why not."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from api_objects import NODE, capture_of, pinned, pod, policy, snapshot
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.compatibility import incompatibilities
+from nodeexec.node_description import cpu_series
+from policies.compatibility import incompatibilities, machine_series
 from policies.distill import distill
 from policies.matching import Candidate, choose, judge
 from policies.new_snapshots import automatic_snapshot
@@ -75,6 +77,39 @@ def test_a_cpu_may_have_more_features_and_never_fewer(saved: set[str], here: set
     assert (not found) is (saved <= here)
 
 
+SERIES = {
+    "n2-standard-4": "n2",
+    "n2-standard-96": "n2",
+    "n2": "n2",
+    "e2-medium": "e2",
+    "c3d-highcpu-8-lssd": "c3d",
+    "m5.large": "m5",
+    "m5.24xlarge": "m5",
+    "u-6tb1.metal": "u-6tb1",
+    "Standard_D4s_v5": "Ds_v5",
+    "Standard_D64s_v5": "Ds_v5",
+    "Standard_E4-2ds_v4": "Eds_v4",
+    "rack-7": "rack-7",
+    "": "",
+}
+
+
+@pytest.mark.parametrize("instance_type", SERIES)
+def test_the_size_of_a_machine_is_no_part_of_its_series(instance_type: str) -> None:
+    """Memory that ran on four CPUs runs on ninety-six."""
+    assert machine_series(instance_type) == SERIES[instance_type]
+
+
+def test_without_an_instance_type_the_kind_of_cpu_counts_and_not_how_many(tmp_path: Path) -> None:
+    """Vendor, family and model of the first; stepping, clock and number may differ."""
+    cpu = "processor\t: {}\nvendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 143\n"
+    named = "model name\t: Some CPU\nstepping\t: {}\ncpu MHz\t\t: {}\n\n"
+    small, large = tmp_path / "small", tmp_path / "large"
+    small.write_text(cpu.format(0) + named.format(8, 2700))
+    large.write_text("".join(cpu.format(n) + named.format(4, 2000 + n) for n in range(8)))
+    assert cpu_series(small) == cpu_series(large) == "GenuineIntel-6-143"
+
+
 def test_compatibility_survives_its_record() -> None:
     """It is written into status, manifest and Lease, and compared after reading."""
     assert Compatibility.parse(NODE.to_object()) == NODE
@@ -95,6 +130,8 @@ def test_an_equal_pod_on_an_equal_node_is_restored() -> None:
     assert judge(candidate(), snapshot()).usable
 
 
+INIT = [{"name": "side", "image": "i"}]
+SIDECAR = [{"name": "side", "image": "i", "restartPolicy": "Always"}]
 JUDGED = {
     "another namespace": (candidate(), snapshot(namespace="other"), Reason.OTHER_NAMESPACE),
     "another policy": (candidate(), snapshot(policy_name="other"), Reason.OTHER_POLICY),
@@ -111,6 +148,16 @@ JUDGED = {
         candidate(pod(), policy(labels=("tenant",))),
         snapshot(labels={"tenant": "1"}),
         Reason.GROUP_DIFFERS,
+    ),
+    "a container more": (
+        candidate(pod(initContainers=SIDECAR)),
+        replace(snapshot(), capture=capture_of(pod(initContainers=INIT))),
+        Reason.SPEC_DIFFERS,
+    ),
+    "a container fewer": (
+        candidate(pod(initContainers=INIT)),
+        replace(snapshot(), capture=capture_of(pod(initContainers=SIDECAR))),
+        Reason.SPEC_DIFFERS,
     ),
     "another node": (
         candidate(node=replace(NODE, platform="kvm")),
@@ -199,7 +246,7 @@ def test_damaged_and_unready_snapshots_are_passed_over() -> None:
 
 
 def test_without_any_snapshot_a_cold_start_is_what_anybody_expects() -> None:
-    """No event is written for it."""
+    """Its event is no warning."""
     choice = choose(candidate(), [])
     assert (choice.snapshot, choice.noteworthy) == (None, False)
     assert choice.reason == "no snapshot of policy web is ready yet"

@@ -112,8 +112,13 @@ def assert_nothing_cached(saved: Saved) -> None:
 
 
 def test_a_whole_image_is_fetched_and_found_again(saved: Saved) -> None:
-    """By another process too, and without the bucket."""
-    directory = saved.cache.fetch(saved.snapshot, saved.store)
+    """By another process too, and without the bucket; whoever asked is told how far it is."""
+    came: list[tuple[int, int]] = []
+    directory = saved.cache.fetch(
+        saved.snapshot, saved.store, on_progress=lambda *bytes_: came.append(bytes_)
+    )
+    assert came == sorted(came)
+    assert came[-1] == (saved.manifest.size_bytes, saved.manifest.size_bytes)
     for part in ALL_PARTS:
         assert (directory / part).read_bytes() == (saved.source / part).read_bytes()
     assert saved.cache.lookup(saved.uid) == directory

@@ -7,30 +7,37 @@ from typing import Any
 import pytest
 from api_objects import FAILURE, NODE, capture_of, pod, policy, snapshot
 
-from policies.policy_review import PolicyFacts, review
+from policies.policy_review import PolicyFacts, invitations, review
 from schemas.metadata import Metadata
-from schemas.names import GATE_ANNOTATION, IDENTITY_LABEL, ORIGIN_POD_ANNOTATION
+from schemas.names import (
+    GATE_ANNOTATION,
+    IDENTITY_LABEL,
+    ORIGIN_POD_ANNOTATION,
+    SAVE_SELECTOR_ANNOTATION,
+)
 from schemas.pod import Pod
 from schemas.policy import Policy
+from schemas.policy_options import PolicyOptions
+from schemas.selectors import LabelSelector
 from schemas.snapshot import Snapshot
 from schemas.storage_config import Location, StorageConfig
 
 STORE = StorageConfig(Metadata(name="store"), Location("b"))
+ALL_MAY = PolicyOptions(save_from=LabelSelector())
 WORKS = "Pods that it selects are saved and restored"
 HOOKED = [{"name": "main", "image": "i", "lifecycle": {"preStop": {"exec": {}}}}]
 
 
 def facts(of: Policy | None = None, *pods: Pod, **more: Any) -> PolicyFacts:  # noqa: ANN401 - fields
     """Return a policy with its Pods and a bucket that works."""
-    under = of or policy()
+    under = of or replace(policy(), options=ALL_MAY)
     base = PolicyFacts(under, STORE, pods, (under,), gvisor_classes={"gvisor"})
     return replace(base, **more)
 
 
 def wrong_gate() -> Policy:
     """Return a policy with an annotation that cannot be read."""
-    found = policy()
-    return replace(found, metadata=replace(found.metadata, annotations={GATE_ANNOTATION: "soon"}))
+    return replace(policy(), options=PolicyOptions.parse({GATE_ANNOTATION: "soon"}))
 
 
 def spent(name: str) -> Snapshot:
@@ -54,7 +61,7 @@ WRONG: dict[str, tuple[PolicyFacts, str, str]] = {
         facts(wrong_gate()),
         "InvalidAnnotation",
         "annotation podsnap.dev/gate: 'soon' is not a duration; write it like 30s, 5m or 1h30m; "
-        "the default holds meanwhile",
+        "meanwhile the default holds, or the strictest if it protects something",
     ),
     "no storage config": (
         facts(storage=None),
@@ -88,6 +95,7 @@ TWIN = policy("twin", created="2025-01-01T00:00:00Z")
 PODS = tuple(pod(f"web-{n}") for n in range(5))
 PARTING = policy(trigger="onDelete")
 
+GOLDEN = replace(policy(), options=PolicyOptions.parse({SAVE_SELECTOR_ANNOTATION: "role=golden"}))
 NOTES: dict[str, tuple[PolicyFacts, str]] = {
     "one Pod": (facts(None, pod()), ""),
     "no Pod": (facts(), "no Pod is selected now"),
@@ -134,6 +142,15 @@ NOTES: dict[str, tuple[PolicyFacts, str]] = {
         facts(policy(trigger="readinessProbe"), pod(), snapshots=[spent(n) for n in "abc"]),
         "no more saves are tried for Pods like web-9, because 3 failed",
     ),
+    "a policy under which anybody may be saved": (
+        facts(policy(), pod()),
+        "warning: any Pod that it selects may be saved, and its live sessions become every new",
+    ),
+    "a Pod that may not be saved for all others": (
+        facts(GOLDEN, pod("gold", labels={"app": "web", "role": "golden"}), pod()),
+        "Pod web-0 is never saved: its labels do not match the policy's annotation "
+        "podsnap.dev/save-selector, so it may be restored",
+    ),
     "two failures": (
         facts(policy(trigger="readinessProbe"), pod(), snapshots=[spent(n) for n in "ab"]),
         "",
@@ -157,3 +174,21 @@ def test_a_policy_that_works_tells_what_it_selects(what: str) -> None:
     assert (condition.status, condition.reason) == ("True", "Ready")
     assert condition.message.startswith(f"{WORKS}; {note}" if note else WORKS)
     assert bool(note) is (condition.message != WORKS)
+
+
+INVITED: dict[str, tuple[Policy, bool]] = {
+    "by hand": (policy(), True),
+    "by the program": (policy(trigger="workload"), True),
+    "at the end": (policy(trigger="onDelete"), True),
+    "files alone": (policy(snapshotScope="rootfs-only"), True),
+    "before anybody is served": (policy(trigger="readinessProbe"), False),
+    "each group for itself": (policy(labels=("tenant",)), False),
+    "from golden Pods alone": (GOLDEN, False),
+}
+
+
+@pytest.mark.parametrize("what", INVITED)
+def test_a_live_session_may_become_everyones_start_only_with_a_warning(what: str) -> None:
+    """Memory holds whatever its users did; the warning says how to keep it to themselves."""
+    under, invited = INVITED[what]
+    assert bool(invitations(under)) is invited

@@ -18,7 +18,6 @@ from policies.identity import (
 from schemas.conditions import MESSAGE_LIMIT, Condition, Status, parse_conditions
 from schemas.durations import parse_go_duration_s, parse_retention_s
 from schemas.instants import parse_time, to_micro_time, to_time
-from schemas.names import GATE_ANNOTATION, PROBE_BUDGET_ANNOTATION
 from schemas.quantities import parse_bytes
 from schemas.snapshot import SpecIdentity
 
@@ -85,35 +84,6 @@ def test_what_is_no_quantity_is_refused_with_an_example(text: str) -> None:
     """The API server refuses them before us."""
     with pytest.raises(ValueError, match="write it like 512Mi or 2G"):
         parse_bytes(text)
-
-
-OPTIONS: dict[str, tuple[dict[str, str], tuple[float, float], str]] = {
-    "none": ({}, (0.0, 10.0), ""),
-    "both": ({GATE_ANNOTATION: "1m", PROBE_BUDGET_ANNOTATION: "250ms"}, (60.0, 0.25), ""),
-    "a gate that is no duration": ({GATE_ANNOTATION: "soon"}, (0.0, 10.0), "write it like 30s"),
-    "a gate that is too long": (
-        {GATE_ANNOTATION: "2m"},
-        (0.0, 10.0),
-        "annotation podsnap.dev/gate is 2m; a sandbox must be made within two minutes, so the gate "
-        "is at most 85s",
-    ),
-    "a budget that is no duration": (
-        {PROBE_BUDGET_ANNOTATION: "10"},
-        (0.0, 10.0),
-        "annotation podsnap.dev/probe-budget: '10' is not a duration",
-    ),
-}
-
-
-@pytest.mark.parametrize("what", OPTIONS)
-def test_a_wrong_option_of_a_policy_counts_as_not_set_and_is_told(what: str) -> None:
-    """A typing error must not stop a policy from working."""
-    annotations, values, error = OPTIONS[what]
-    base = policy()
-    found = replace(base, metadata=replace(base.metadata, annotations=annotations))
-    assert (found.gate_s, found.probe_budget_s) == values
-    assert error in "".join(found.option_errors)
-    assert bool(found.option_errors) is bool(error)
 
 
 @given(

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How ``podsnap`` ends, for scripts: a promise, so a number never changes its meaning."""
+
+from enum import IntEnum
+from typing import Self
+
+import click
+
+
+class ExitCode(IntEnum):
+    """The exit code of a command, with what it means."""
+
+    meaning: str
+
+    def __new__(cls, value: int, meaning: str) -> Self:
+        """Keep the meaning beside the number."""
+        member = int.__new__(cls, value)
+        member._value_ = value
+        member.meaning = meaning
+        return member
+
+    OK = 0, "done"
+    ERROR = 1, "it failed; the message says why"
+    USAGE = 2, "the command line is wrong"
+    NOT_FOUND = 3, "there is no such object"
+    FORBIDDEN = 4, "the API server does not let you"
+    UNREACHABLE = 5, "the API server does not answer"
+    NOT_INSTALLED = 6, "the cluster does not have podsnap's CRDs"
+    INTERRUPTED = 130, "ended by Ctrl-C"
+
+
+class CommandError(click.ClickException):
+    """An end with a message for people and a code for scripts."""
+
+    def __init__(self, code: ExitCode, message: str) -> None:
+        """``message`` says what was found, what follows and what to do."""
+        super().__init__(message)
+        self.code = code
+
+    @property
+    def exit_code(self) -> int:  # type: ignore[override] # click has it on the class
+        """What click ends with."""
+        return int(self.code)
+
+
+def epilog() -> str:
+    """Return the exit codes for a help page."""
+    return "\b\nExit codes:\n" + "\n".join(f"  {c.value:<4} {c.meaning}" for c in ExitCode)
