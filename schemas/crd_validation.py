@@ -2,23 +2,63 @@
 """YAML checked against our own CRDs, before an API server sees it.
 
 The CRD files are the one truth about fields; nothing is declared twice. What the API server does
-beyond the schema (CEL rules, defaults) is left to it.
+beyond the schema (CEL rules, defaults) is left to it. The one thing that no CRD says is the schema
+of ``metadata``, which every kind shares.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
-import jsonschema
 import yaml
 
 from schemas.documents import Document
+from schemas.findings import Finding
 from schemas.names import GROUP, OWN_GROUP
+from schemas.schema_errors import explained
+from schemas.spelling import nearest
+
+if TYPE_CHECKING:
+    import jsonschema
 
 OUR_GROUPS = frozenset({GROUP, OWN_GROUP})
 
+# What is created and not applied may leave its name to the API server.
+_NAMED_BY_SERVER: Final = {"PodSnapshotManualTrigger": ("generateName",)}
 _SERVER_ONLY = ("x-kubernetes-validations",)
+_TEXT: Final = {"type": "string"}
+_TEXTS: Final = {"type": "object", "additionalProperties": _TEXT}
+_OBJECTS: Final = {"type": "array", "items": {"type": "object"}}
+_DNS_LABEL: Final = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_METADATA: Final[dict[str, Any]] = {
+    "type": "object",
+    "properties": {
+        "name": {**_TEXT, "maxLength": 253, "pattern": rf"^{_DNS_LABEL}(\.{_DNS_LABEL})*$"},
+        "generateName": _TEXT,
+        "namespace": _TEXT,
+        "labels": _TEXTS,
+        "annotations": _TEXTS,
+        "finalizers": {"type": "array", "items": {"type": "string"}},
+        # The API server's own; they stand in files that somebody exported.
+        "creationTimestamp": _TEXT,
+        "deletionGracePeriodSeconds": {"type": "integer"},
+        "deletionTimestamp": _TEXT,
+        "generation": {"type": "integer"},
+        "managedFields": _OBJECTS,
+        "ownerReferences": _OBJECTS,
+        "resourceVersion": _TEXT,
+        "selfLink": _TEXT,
+        "uid": _TEXT,
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    is_namespaced: bool
+    validator: "jsonschema.Draft202012Validator"
 
 
 def crd_texts() -> Iterator[tuple[str, str]]:
@@ -28,54 +68,89 @@ def crd_texts() -> Iterator[tuple[str, str]]:
 
 
 @functools.cache
-def _validators() -> dict[tuple[str, str], tuple[bool, jsonschema.Draft202012Validator]]:
+def _kinds() -> dict[tuple[str, str], _Kind]:
+    import jsonschema
+
     found = {}
     for _, text in crd_texts():
         spec = yaml.load(text, Loader=yaml.CSafeLoader)["spec"]
         for version in spec["versions"]:
-            key = (f"{spec['group']}/{version['name']}", spec["names"]["kind"])
             schema = _strict(version["schema"]["openAPIV3Schema"])
-            namespaced = spec["scope"] == "Namespaced"
-            found[key] = (namespaced, jsonschema.Draft202012Validator(schema))
+            schema["properties"]["metadata"] = _strict(_METADATA)
+            found[f"{spec['group']}/{version['name']}", spec["names"]["kind"]] = _Kind(
+                spec["scope"] == "Namespaced", jsonschema.Draft202012Validator(schema)
+            )
     return found
+
+
+def our_kinds() -> frozenset[str]:
+    """Return the names of the kinds that podsnap has."""
+    return frozenset(kind for _, kind in _kinds())
 
 
 def is_namespaced(document: Document) -> bool:
     """Whether the document's kind lives in a namespace. The kind must be one of ours."""
-    return _validators()[document.api_version, document.kind][0]
+    return _kinds()[document.api_version, document.kind].is_namespaced
 
 
-def findings(document: Document) -> list[str]:
-    """Return what is wrong with a document of our groups, each with ``file:line:column``."""
-    known = _validators()
-    entry = known.get((document.api_version, document.kind))
-    if entry is None:
-        kinds = ", ".join(sorted(f"{kind} ({version})" for version, kind in known))
-        return [
-            f"{document.place(('kind',))}: {document.api_version} has no kind "
-            f"{document.kind or '(none)'}; the kinds are {kinds}"
-        ]
-    problems = [
-        f"{document.place(tuple(error.absolute_path))}: {_path(error)}{_message(error)}"
-        for error in sorted(entry[1].iter_errors(document.to_object()), key=lambda e: list(e.path))
-    ]
-    metadata = document.tree.get("metadata") or {}
-    if not metadata.get("name"):
-        problems.append(f"{document.place(('metadata',))}: metadata.name is missing; give a name")
-    return problems
+def schema_errors(document: Document) -> list["jsonschema.ValidationError"]:
+    """Return what the CRD's schema refuses; nothing if the kind is none of ours."""
+    kind = _kinds().get((document.api_version, document.kind))
+    return list(kind.validator.iter_errors(without_nulls(document))) if kind else []
 
 
-def _message(error: jsonschema.ValidationError) -> str:
-    if error.validator == "additionalProperties":
-        return f"{error.message}; remove it or mend its spelling"
-    if error.validator == "enum":
-        return f"{error.message}; use one of these"
-    return str(error.message)
+def without_nulls(document: Document) -> dict[str, Any]:
+    """Return the object without the fields that are null, as the API server drops them.
+
+    That is so for fields that the schema has; a null elsewhere stays, and is a mistake.
+    """
+    tree = document.to_object()
+    if (document.api_version, document.kind) in _kinds():
+        _drop_nulls(tree, _schema(document))
+    return tree
 
 
-def _path(error: jsonschema.ValidationError) -> str:
-    path = ".".join(map(str, error.absolute_path))
-    return f"{path}: " if path else ""
+def _drop_nulls(value: Any, schema: Mapping[str, Any]) -> None:  # noqa: ANN401 - any JSON value
+    if isinstance(value, list):
+        for item in value:
+            _drop_nulls(item, schema.get("items") or {})
+    elif isinstance(value, dict):
+        for name, child in (schema.get("properties") or {}).items():
+            if name in value and value[name] is None and not child.get("nullable"):
+                del value[name]
+            elif name in value:
+                _drop_nulls(value[name], child)
+
+
+def findings(document: Document) -> list[Finding]:
+    """Return all that is wrong with a document of our groups, in the order of the file."""
+    known = _kinds()
+    if (document.api_version, document.kind) not in known:
+        return [_unknown_kind(document)]
+    found = explained(document, schema_errors(document), _schema(document))
+    metadata = document.tree.get("metadata")
+    names = {"name", *_NAMED_BY_SERVER.get(document.kind, ())}
+    if not isinstance(metadata, dict) or not any(metadata.get(name) for name in names):
+        message = "metadata.name is missing"
+        found.append(document.finding(("metadata",), "missing-field", message, "give a name"))
+    return sorted(found, key=lambda f: (f.line, f.column, f.message))
+
+
+def _schema(document: Document) -> Mapping[str, Any]:
+    schema = _kinds()[document.api_version, document.kind].validator.schema
+    return schema if isinstance(schema, Mapping) else {}
+
+
+def _unknown_kind(document: Document) -> Finding:
+    kinds = sorted(_kinds())  # v1 stands before v1alpha1
+    spelled = nearest(document.kind, {kind for _, kind in kinds})
+    if spelled:
+        hint = f"did you mean {spelled} of {next(v for v, kind in kinds if kind == spelled)}?"
+    else:
+        hint = f"the kinds are {', '.join(sorted({kind for _, kind in kinds}))}"
+    message = f"{document.api_version or 'no apiVersion'} has no kind {document.kind or '(none)'}"
+    field = "apiVersion" if spelled == document.kind else "kind"
+    return document.finding((field,), "unknown-kind", message, hint)
 
 
 def _strict(schema: dict[str, Any]) -> dict[str, Any]:
@@ -89,4 +164,6 @@ def _strict(schema: dict[str, Any]) -> dict[str, Any]:
         out["additionalProperties"] = _strict(schema["additionalProperties"])
     if "items" in schema:
         out["items"] = _strict(schema["items"])
+    if schema.get("pattern", "").endswith("$"):
+        out["pattern"] = schema["pattern"][:-1] + r"\Z"  # Python's $ accepts a newline behind it
     return out

@@ -4,7 +4,11 @@
 import re
 from decimal import Decimal
 
-_QUANTITY = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)([numkMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]+)?")
+_QUANTITY = re.compile(
+    r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))([numkMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]{1,3})?"
+)
+# What is longer is no amount of memory, and would take long to compute.
+_LENGTH_LIMIT = 64
 _DECIMAL = {"n": -9, "u": -6, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
 
 
@@ -15,7 +19,7 @@ def parse_bytes(text: str) -> int:
         ValueError: the text is no quantity.
     """
     found = _QUANTITY.fullmatch(text)
-    if not found:
+    if not found or len(text) > _LENGTH_LIMIT:
         raise ValueError(f"{text!r} is not a quantity; write it like 512Mi or 2G")
     number, unit = Decimal(found[1]), found[2] or ""
     if unit.endswith("i"):

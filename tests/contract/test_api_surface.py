@@ -232,7 +232,7 @@ def body_of(world: World, resource: Resource, spec: dict[str, Any] | None) -> di
 def lint(body: dict[str, Any]) -> list[str]:
     """Return what podsnap's own check says without a server."""
     (document,) = read_documents("f.yaml", json.dumps(body).encode())
-    return findings(document)
+    return [str(finding) for finding in findings(document)]
 
 
 @pytest.mark.contract(3)

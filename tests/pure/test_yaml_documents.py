@@ -6,9 +6,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from yaml_scalars import SCALARS
+from yaml_scalars import MERGES, SCALARS
 
-from schemas.documents import DEPTH_LIMIT, DocumentError, read_documents
+from schemas.documents import (
+    DEPTH_LIMIT,
+    ERRORS_LIMIT,
+    Document,
+    DocumentError,
+    read_all,
+    read_documents,
+)
 
 
 def value_of(text: str) -> Any:  # noqa: ANN401 - any JSON value
@@ -38,11 +45,21 @@ def test_a_boolean_key_is_spelled_as_json_has_it() -> None:
     assert document.to_object() == {"true": 1, "2": "two"}
 
 
-def test_a_merge_key_brings_what_the_anchor_holds() -> None:
-    """Values beside the merge win, as for kubectl."""
-    text = b"base: &base\n  a: 1\n  b: 2\nnew:\n  <<: *base\n  b: 0644\n"
+@pytest.mark.parametrize("what", MERGES)
+def test_a_merge_key_means_what_kubectl_makes_of_it(what: str) -> None:
+    """The order in the file counts, unlike in YAML's own words."""
+    written, expected = MERGES[what]
+    text = f"base: &base {{a: 1, b: 2}}\nnew: {written}\n".encode()
     (document,) = read_documents("f.yaml", text)
-    assert document.to_object()["new"] == {"a": 1, "b": 420}
+    assert document.to_object()["new"] == expected
+
+
+def test_what_is_changed_in_a_copy_is_changed_there_only() -> None:
+    """An alias repeats a value in the tree, and a copy has it twice."""
+    (document,) = read_documents("f.yaml", b"a: &a {b: {c: 1}}\nd: *a\n")
+    copy = document.to_object()
+    copy["a"]["b"]["c"] = 2
+    assert (copy["d"]["b"]["c"], document.tree["a"]["b"]["c"]) == (1, 1)
 
 
 @given(st.integers(min_value=-(2**63), max_value=2**63 - 1))
@@ -65,6 +82,22 @@ ERRORS = {
     "a document that is a list": (b"- 1\n", "f.yaml:1:1: a document is no object"),
     "bytes that are no UTF-8": (b"a: \xff\n", "f.yaml:1:1: the file is no YAML"),
     "an alias that nothing anchors": (b"a: *b\n", "f.yaml:1:4: syntax error"),
+    "an anchor that holds itself": (b"a: &a [*a]\n", "f.yaml:1:8: syntax error"),
+    "a merge of a scalar": (b"a: 1\n<<: 2\n", "f.yaml:2:1: << takes an object"),
+    "a number that JSON has not": (b"a: 1\nb: -.INF\n", "f.yaml:2:4: -.INF is no number"),
+    "another": (b"a: .nan\n", "f.yaml:1:4: .nan is no number"),
+    "a tag that is not true": (b"a: !!int abc\n", "f.yaml:1:4: 'abc' is no int"),
+    "base64 that is none": (b"a: !!binary '*'\n", "f.yaml:1:4: !!binary is read as base64"),
+    "a key that is null": (b"a: 1\n~: 2\n", "f.yaml:2:1: a key is no text"),
+    "a key that is a list": (b"? [a]\n: 1\n", "f.yaml:1:3: a key is no text"),
+    "a key in two spellings": (b"1: a\n'1': b\n", "f.yaml:2:1: duplicate key"),
+    "a binary file": (b"\x7fELF\x02\x01\x01\x00", "f.yaml:1:1: the file is no YAML"),
+    "a character of control": (b"a: 1\nb: \x00\n", "f.yaml:2:4: the file is no YAML"),
+    "UTF-16": ("a: 1".encode("utf-16"), "f.yaml:1:1: the file is no YAML"),
+    "a pointer of Git LFS": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+        "f.yaml:1:1: the file is a Git LFS pointer",
+    ),
 }
 
 
@@ -78,11 +111,73 @@ def test_an_error_names_file_line_and_column(sentence: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_tree_that_is_too_deep_is_refused() -> None:
-    """A file of brackets must not exhaust the stack."""
-    deep = b"a: " + b"[" * (DEPTH_LIMIT + 10) + b"]" * (DEPTH_LIMIT + 10)
-    with pytest.raises(DocumentError, match=r"^f\.yaml:1:\d+"):
-        list(read_documents("f.yaml", deep))
+BOMBS = {
+    "brackets": b"a: " + b"[" * 200_000,
+    "braces": b"{a: " * 200_000,
+    "indentation": b"\n".join(b" " * n + b"a:" for n in range(2 * DEPTH_LIMIT)),
+    "aliases": b"a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+    + b"".join(
+        b"a%d: &a%d [%s]\n" % (n, n, b", ".join([b"*a%d" % (n - 1)] * 10)) for n in range(1, 9)
+    ),
+    "aliases in depth": b"a0: &a0 [x]\n"
+    + b"".join(b"a%d: &a%d [*a%d]\n" % (n, n, n - 1) for n in range(1, DEPTH_LIMIT + 2)),
+}
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("what", BOMBS)
+def test_a_bomb_is_refused_and_what_follows_is_read(what: str) -> None:
+    """Neither stack nor memory nor patience is exhausted by a few bytes."""
+    error, after = read_all("f.yaml", BOMBS[what] + b"\n---\nkind: After\n")
+    assert isinstance(error, DocumentError)
+    assert error.finding.rule in {"too-deep", "too-large"}
+    assert isinstance(after, Document)
+    assert after.kind == "After"
+
+
+def test_an_error_hides_no_other_document() -> None:
+    """Each wrong document is told by its place, each sound one is read."""
+    text = (
+        b"kind: A\n---\nb: 1\nb: 2\n---\nc: [1\n---\nkind: D\n--- {e: 1, e: 2}\n---\n"
+        b"f: 'open\n---\nkind: G\n"
+    )
+    found = [
+        f"{f.kind} {f.line}" if isinstance(f, Document) else f"{f.finding.rule} {f.finding.line}"
+        for f in read_all("f.yaml", text)
+    ]
+    assert found == [
+        "A 1",
+        "duplicate-key 4",
+        "syntax 7",
+        "D 8",
+        "duplicate-key 9",
+        "syntax 12",
+        "G 13",
+    ]
+
+
+def test_a_file_of_nothing_but_errors_is_given_up() -> None:
+    """A wrong file costs no more than a right one of its size."""
+    found = list(read_all("f.yaml", b"a: [\n---\n" * 100_000))
+    assert len(found) == ERRORS_LIMIT
+
+
+def test_a_list_stands_for_its_items() -> None:
+    """As for kubectl, whatever kind of list it is; each item has its own place."""
+    text = b"kind: List\nitems:\n- kind: A\n- kind: BList\n  items: [{kind: B}, 1]\n"
+    first, second, third = read_all("f.yaml", text)
+    assert isinstance(first, Document)
+    assert isinstance(second, Document)
+    assert (first.kind, first.place()) == ("A", "f.yaml:3:3")
+    assert (second.kind, second.place(("kind",))) == ("B", "f.yaml:5:12")
+    assert str(third).startswith("f.yaml:5:22: a document is no object")
+
+
+@pytest.mark.parametrize("text", [b"\xef\xbb\xbfkind: A\nb: [1]\n", b"kind: A\r\nb:\r\n- 1\r\n"])
+def test_windows_files_are_read(text: bytes) -> None:
+    """A byte order mark and its ends of lines are no part of any value."""
+    (document,) = read_documents("f.yaml", text)
+    assert document.to_object() == {"kind": "A", "b": [1]}
 
 
 def test_documents_know_where_they_stand() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain scalars and what they mean; checked against our reader and against the real kubectl."""
+"""Scalars and merges, and what they mean; our reader and the real kubectl are checked by it."""
 
 from typing import Any, Final
 
@@ -49,4 +49,22 @@ SCALARS: Final[dict[str, Any]] = {
     "30d": "30d",
     "0xzz": "0xzz",
     "!!str 0644": "0644",
+    "! 12": "12",
+    "!ours 12": "12",
+    "!!int '12'": 12,
+    "!!bool yes": True,
+    "!!timestamp 2001-01-01": "2001-01-01",
+    "!!binary aGFsbG8=": "hallo",
+    "0b11": 3,
+    "1e-3": 0.001,
+    "0o8": "0o8",
+    "<<": "<<",
+}
+
+# What stands under ``new:`` beside ``base: &base {a: 1, b: 2}``, and what kubectl makes of it.
+MERGES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
+    "a value below a merge wins": ("{<<: *base, b: 0644}", {"a": 1, "b": 420}),
+    "a merge below a value wins": ("{b: 0644, <<: *base}", {"a": 1, "b": 2}),
+    "of several the first wins": ("{<<: [*base, {b: 3, c: 4}]}", {"a": 1, "b": 2, "c": 4}),
+    "in quotes it is a key": ("{'<<': *base}", {"<<": {"a": 1, "b": 2}}),
 }

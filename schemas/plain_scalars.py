@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an unquoted scalar means to kubectl (sigs.k8s.io/yaml over go-yaml v2).
+
+The trap: neither YAML 1.1 nor 1.2. ``0644`` is octal and ``on`` a boolean, as in 1.1; ``12:30``
+and dates are text, as in 1.2; ``1e3`` is an integer, as in JSON.
+"""
+
+import math
+from typing import Final
+
+_NULL: Final = frozenset({"", "~", "null", "Null", "NULL"})
+_TRUE: Final = frozenset({"y", "Y", "yes", "Yes", "YES", "on", "On", "ON", "true", "True", "TRUE"})
+_FALSE: Final = frozenset({"n", "N", "no", "No", "NO", "off", "Off", "OFF", "false", "False"})
+_NOT_FINITE: Final = frozenset({".inf", ".Inf", ".INF", ".nan", ".NaN", ".NAN"})
+_BASES: Final = {"0x": 16, "0o": 8, "0b": 2}
+
+
+def scalar(text: str) -> str | int | float | bool | None:
+    """Read an unquoted scalar.
+
+    Raises:
+        ValueError: it is a number that JSON does not have.
+    """
+    if text in _NULL:
+        return None
+    if text in _TRUE:
+        return True
+    if text in _FALSE or text == "FALSE":
+        return False
+    return _number(text)
+
+
+def _number(text: str) -> str | int | float:
+    unsigned = text[1:] if text[:1] in {"+", "-"} else text
+    if unsigned[:1] not in set("0123456789.") or not text.isascii():
+        return text
+    if unsigned in _NOT_FINITE:
+        raise ValueError(f"{text} is no number that JSON has; quote it if it is text")
+    body = unsigned.replace("_", "").lower()
+    sign = -1 if text[0] == "-" else 1
+    try:
+        base = _BASES.get(body[:2])
+        if base and body.isalnum():
+            return sign * int(body[2:], base)
+        if body.isdigit():
+            is_octal = body.startswith("0") and not set(body) & {"8", "9"}
+            return sign * int(body, 8 if is_octal else 10)
+        number = sign * float(body)
+    except ValueError:
+        return text
+    if math.isinf(number):
+        return text
+    return int(number) if number.is_integer() and "e" in body else number
