@@ -2,21 +2,24 @@
 """What a Git tree says, judged as a whole before anything of it is applied.
 
 One wrong file stops all: half a commit applied is a state that nobody wrote. Kinds of other groups
-are listed and left alone, because a repository may hold an application beside its policies.
+are listed and left alone, because a repository may hold an application beside its policies. Old
+spellings are read as v1 and told, each with its file and line.
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
 from schemas.crd_validation import OUR_GROUPS, findings, is_namespaced
-from schemas.documents import Document, DocumentError, read_documents
+from schemas.documents import Document, DocumentError, read_all
+from schemas.findings import Finding, Severity
 from schemas.git_source import InventoryEntry
 from schemas.names import API_VERSION, GROUP
+from schemas.old_spellings import WRONG_GROUPS, modernised
 
 # What others refer to comes first.
-_ORDER = (
+KINDS_IN_ORDER: Final = (
     "PodSnapshotStorageConfig",
     "PodSnapshotPolicy",
     "PodSnapshotManualTrigger",
@@ -24,6 +27,8 @@ _ORDER = (
 
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+# Who applies a hundred files with a thousand mistakes reads the first ones.
+_FINDINGS_TOLD: Final = 20
 
 
 class TreeRefusedError(Exception):
@@ -40,10 +45,36 @@ class DesiredObject:
 
 @dataclass(frozen=True, slots=True)
 class DesiredState:
-    """What a tree wants: objects in the order to apply them, and the kinds left alone."""
+    """What a tree wants: objects in the order to apply them, the kinds left alone, what to mend."""
 
     objects: tuple[DesiredObject, ...]
     foreign: tuple[str, ...]
+    warnings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """An object as it stands in a file."""
+
+    desired: DesiredObject
+    document: Document
+
+    @property
+    def namespace(self) -> str | None:
+        """The namespace that the file says, which a cluster-scoped object has not."""
+        metadata = self.document.tree.get("metadata") or {}
+        return metadata.get("namespace")
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What was found so far."""
+
+    namespace: str
+    problems: list[Finding] = field(default_factory=list)
+    warnings: list[Finding] = field(default_factory=list)
+    foreign: set[str] = field(default_factory=set)
+    objects: dict[InventoryEntry, _Written] = field(default_factory=dict)
 
 
 def desired_state(files: Mapping[str, bytes], *, namespace: str) -> DesiredState:
@@ -52,71 +83,113 @@ def desired_state(files: Mapping[str, bytes], *, namespace: str) -> DesiredState
     Raises:
         TreeRefusedError: something in it is wrong; all findings are named.
     """
-    problems: list[str] = []
-    objects: dict[InventoryEntry, tuple[DesiredObject, str]] = {}
-    foreign: set[str] = set()
+    reading = _Reading(namespace)
     for file, text in sorted(files.items()):
-        try:
-            documents = list(read_documents(file, text))
-        except DocumentError as error:
-            problems.append(str(error))
-            continue
-        for document in documents:
-            if document.group not in OUR_GROUPS:
-                foreign.add(document.kind or "(no kind)")
-                continue
-            wrong = findings(document) or _not_from_git(document, namespace)
-            if wrong:
-                problems += wrong
-                continue
-            desired = _desired(document, namespace)
-            if desired.entry in objects:
-                problems.append(
-                    f"{document.place()}: {desired.entry.kind} {desired.entry.name} stands in "
-                    f"{objects[desired.entry][1]} already; remove one of the two"
-                )
-            objects[desired.entry] = (desired, document.place())
-    if problems:
-        raise TreeRefusedError("\n".join(problems))
+        for found in read_all(file, text):
+            if isinstance(found, DocumentError):
+                reading.problems.append(found.finding)
+            elif found.group in OUR_GROUPS | WRONG_GROUPS:
+                _read(reading, found)
+            else:
+                reading.foreign.add(found.kind or "(no kind)")
+    if reading.problems:
+        raise TreeRefusedError(_told(reading.problems))
     ordered = sorted(
-        (desired for desired, _ in objects.values()),
-        key=lambda d: (_ORDER.index(d.entry.kind), d.entry.namespace, d.entry.name),
+        (written.desired for written in reading.objects.values()),
+        key=lambda d: (KINDS_IN_ORDER.index(d.entry.kind), d.entry.namespace, d.entry.name),
     )
-    return DesiredState(objects=tuple(ordered), foreign=tuple(sorted(foreign)))
+    return DesiredState(tuple(ordered), tuple(sorted(reading.foreign)), tuple(reading.warnings))
 
 
-def _not_from_git(document: Document, namespace: str) -> list[str]:
-    if document.kind in _ORDER:
-        metadata = document.tree.get("metadata") or {}
-        name, wanted = str(metadata.get("name")), metadata.get("namespace")
-        if not _NAME.fullmatch(name):
-            return [
-                f"{document.place(('metadata', 'name'))}: {name!r} is no name of an object; "
-                "use a-z, 0-9, - and ."
-            ]
-        if is_namespaced(document) and wanted not in {None, namespace}:
-            # The controller may write everywhere; whoever may create a GitSource may not.
-            return [
-                f"{document.place(('metadata', 'namespace'))}: a GitSource of namespace "
-                f"{namespace} brings nothing into namespace {wanted}; create one there"
-            ]
-        return []
-    return [
-        f"{document.place(('kind',))}: a {document.kind} cannot be brought by Git, it is made by "
-        "the system; remove it from the repository"
-    ]
+def _told(problems: list[Finding]) -> str:
+    lines = [str(problem) for problem in problems[:_FINDINGS_TOLD]]
+    more = len(problems) - len(lines)
+    return "\n".join([*lines, f"and {more} more"] if more else lines)
+
+
+def _read(reading: _Reading, written: Document) -> None:
+    body, old = modernised(written)
+    if not old and written.group in WRONG_GROUPS:
+        reading.foreign.add(written.kind)  # another project's group
+        return
+    reading.warnings += [replace(f, severity=Severity.WARNING) for f in old]
+    document = replace(written, tree=body)
+    wrong = findings(document) or list(_not_from_git(document, reading.namespace))
+    if wrong:
+        reading.problems += wrong
+        return
+    found = _Written(_desired(document, reading.namespace), written)
+    before = reading.objects.setdefault(found.desired.entry, found)
+    if before is not found:
+        _judge_twice(reading, before, found)
+
+
+def _judge_twice(reading: _Reading, before: _Written, found: _Written) -> None:
+    """Judge an object that stands there twice."""
+    entry, document = found.desired.entry, found.document
+    place = before.document.place()
+    if entry.namespace or before.namespace == found.namespace:
+        reading.problems.append(
+            document.finding(
+                (),
+                "duplicate-object",
+                f"{entry} stands in {place} already",
+                "remove one of the two",
+            )
+        )
+    elif before.desired.body.get("spec") != found.desired.body.get("spec"):
+        # The preview had them in namespaces; two of them may mean two buckets.
+        one, other = (w.namespace or "(none)" for w in (before, found))
+        reading.problems.append(
+            document.finding(
+                ("metadata", "namespace"),
+                "conflicting-storage",
+                f"{entry} of namespace {other} has another content than that of namespace {one} "
+                f"in {place}, and v1 has one for the whole cluster",
+                "give one of the two another name, in its policies too",
+            )
+        )
+
+
+def _not_from_git(document: Document, namespace: str) -> Iterator[Finding]:
+    if document.kind not in KINDS_IN_ORDER:
+        yield document.finding(
+            ("kind",),
+            "not-from-git",
+            f"a {document.kind} cannot be brought by Git"
+            + (", it is made by the system" if document.group == GROUP else ""),
+            "remove it from the repository",
+        )
+        return
+    metadata = document.tree.get("metadata") or {}
+    name, wanted = str(metadata.get("name")), metadata.get("namespace")
+    if not _NAME.fullmatch(name):
+        yield document.finding(
+            ("metadata", "name"),
+            "wrong-name",
+            f"{name!r} is no name of an object",
+            "use a-z, 0-9, - and .",
+        )
+    elif is_namespaced(document) and wanted not in {None, namespace}:
+        # The controller may write everywhere; whoever may create a GitSource may not.
+        yield document.finding(
+            ("metadata", "namespace"),
+            "other-namespace",
+            f"a GitSource of namespace {namespace} brings nothing into namespace {wanted}",
+            "create one there",
+        )
 
 
 def _desired(document: Document, namespace: str) -> DesiredObject:
     body = document.to_object()
     body.pop("status", None)
-    if document.group == GROUP:
-        body["apiVersion"] = API_VERSION  # the preview's version has the same schema
-    metadata = body["metadata"]
+    body["apiVersion"] = API_VERSION  # the preview's version has the same schema
+    written = body["metadata"]
+    # What an exported file has beside these is the server's.
+    metadata = {k: written[k] for k in ("name", "labels", "annotations") if written.get(k)}
     if is_namespaced(document):
-        metadata.setdefault("namespace", namespace)
-    else:
-        metadata.pop("namespace", None)
+        metadata["namespace"] = namespace
+    body["metadata"] = metadata
     entry = InventoryEntry(
         group=document.group,
         kind=document.kind,

@@ -1,65 +1,89 @@
 # SPDX-License-Identifier: Apache-2.0
 """GitSources: a repository's policies, applied as they stand at one commit.
 
-Server-side apply under one field manager corrects drift; the inventory of what was applied says
-what may be pruned. A tree that cannot be read changes nothing: the last good revision stays.
+A look asks the repository where its head is, and fetches only a commit that is news. Whatever is
+wrong with that commit changes nothing: the last good revision stays. What is remembered between
+looks is a cache; a controller that starts anew reads the commit again.
 """
 
 import logging
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Final
 
 from backends.clock import Clock
-from backends.git.source import GitError, GitTree, read_tree
-from backends.kube.client import (
-    GIT_SOURCES,
-    POD_SNAPSHOT_MANUAL_TRIGGERS,
-    POD_SNAPSHOT_POLICIES,
-    POD_SNAPSHOT_STORAGE_CONFIGS,
-    KubeClient,
-    Resource,
+from backends.git.errors import (
+    EntryRefused,
+    GitError,
+    InvalidSource,
+    LimitExceeded,
+    PathNotFound,
+    SignatureRefused,
 )
-from backends.kube.errors import ApiError, Conflict, NotFound
+from backends.git.signatures import verify
+from backends.git.source import Checkout, Head, Repository, Wanted, open_repository
+from backends.kube.client import GIT_SOURCES, KubeClient
+from backends.kube.errors import ApiError, Conflict, Invalid, NotFound
+from backends.kube.events import EventRecorder
 from reconciler.cluster_cache import ClusterCache
 from reconciler.controller import Key
-from reconciler.git_manifests import (
-    DesiredObject,
-    DesiredState,
-    TreeRefusedError,
-    desired_state,
-)
-from schemas.conditions import Condition, render_conditions
+from reconciler.git_access import Access, read_access
+from reconciler.git_apply import ApplyError, GitApplier, Known, OwnedByAnotherError
+from reconciler.git_manifests import DesiredState, TreeRefusedError, desired_state
+from reconciler.git_prune import leaving, refusal
+from reconciler.git_status import Failure, Status, applied, failed, render, suspended, working
 from schemas.git_source import GitSource, InventoryEntry
-from schemas.instants import to_time
-from schemas.metadata import Metadata
-from schemas.names import (
-    CONTROLLER_MANAGER,
-    GIT_REVISION_ANNOTATION,
-    GIT_SOURCE_ANNOTATION,
-    GITSOURCE_MANAGER,
-    OWN_API_VERSION,
-    READY,
-)
+from schemas.instants import to_micro_time, to_time
+from schemas.names import CONTROLLER_MANAGER, GIT_SOURCE_FINALIZER, OWN_API_VERSION, READY
 
 log = logging.getLogger(__name__)
 
 _RETRY_S: Final = 10.0
-_RESOURCES: Final = {
-    r.kind: r
-    for r in (POD_SNAPSHOT_STORAGE_CONFIGS, POD_SNAPSHOT_POLICIES, POD_SNAPSHOT_MANUAL_TRIGGERS)
-}
+# What is stalled may be mended by a Secret, of which nobody tells.
+_STALLED_S: Final = 60.0
+_SHORTEST_S: Final = 0.1
+# What another try of the same commit finds again, and so is remembered.
+_OF_THE_COMMIT: Final = (EntryRefused, InvalidSource, LimitExceeded, PathNotFound, SignatureRefused)
+_NAMES_TOLD: Final = 20
 
 
-class TakenError(Exception):
-    """An object of that name belongs to somebody else."""
+@dataclass(slots=True)
+class _Memory:
+    """What was found at a commit, for a spec and its Secrets: ``basis``."""
+
+    basis: tuple[str, int, str]
+    desired: DesiredState | None = None
+    failure: Failure | None = None
+    notes: tuple[str, ...] = ()
+    known: Known = field(default_factory=dict)
+    is_applied: bool = False
+
+    @property
+    def revision(self) -> str:
+        """The revision, as the status has it."""
+        return self.basis[0]
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    condition: Condition
-    revision: str
-    inventory: tuple[InventoryEntry, ...]
-    again_s: float
+@dataclass(slots=True)
+class _Look:
+    """One look; ``source`` is what the status will say of it when it ends, however it ends."""
+
+    source: GitSource
+
+    @property
+    def wanted(self) -> Wanted:
+        """What of the repository is followed."""
+        return Wanted(self.source.branch, self.source.tag, self.source.commit)
+
+    def is_as_applied(self, revision: str) -> bool:
+        """Whether the status says that all of this revision is applied, by this spec."""
+        ready = self.source.conditions.get(READY)
+        return (
+            ready is not None
+            and ready.is_true
+            and self.source.applied_revision == revision
+            and self.source.observed_generation == self.source.metadata.generation
+        )
 
 
 @dataclass(slots=True)
@@ -69,143 +93,227 @@ class GitSourceController:
     client: KubeClient
     cache: ClusterCache
     clock: Clock
+    events: EventRecorder
+    _memories: dict[str, _Memory] = field(default_factory=dict)
 
     def reconcile(self, key: Key) -> float | None:
         """Look at one repository when it is due, apply what it says, prune what left it."""
         source = self.cache.git_sources.store.get(*key)
-        if source is None or source.metadata.is_deleting:
+        if source is None:
             return None
-        outcome = self._sync(source)
-        self._write(source, outcome)
-        return outcome.again_s
-
-    def _sync(self, source: GitSource) -> _Outcome:
-        revision = source.applied_revision
-        inventory = source.inventory
+        if source.metadata.is_deleting:
+            return self._let_go(source)
+        if source.is_suspended:
+            if (status := suspended(source)) is not None:
+                self._write(source, status)
+            return None
+        look = _Look(replace(source, handled_request=source.request))
         try:
-            tree = read_tree(
-                source.url,
-                branch=source.branch,
-                tag=source.tag,
-                commit=source.commit,
-                path=source.path,
-            )
-            desired = desired_state(tree.files, namespace=source.metadata.namespace)
-        except (GitError, TreeRefusedError) as error:
-            reason = "FetchFailed" if isinstance(error, GitError) else "TreeRefused"
-            kept = f"; revision {revision} stays applied" if revision else ""
-            return self._not_ready(source, reason, f"{error}{kept}", inventory, revision)
-        revision = f"{source.branch or source.tag or 'HEAD'}@sha1:{tree.commit}"
-        applied: list[InventoryEntry] = []
-        try:
-            for wanted in desired.objects:
-                self._refuse_to_take_over(source, wanted)
-                self._apply(source, wanted, revision)
-                applied.append(wanted.entry)
-        except (ApiError, TakenError) as error:
-            union = tuple(dict.fromkeys([*inventory, *applied]))
-            message = f"{wanted.entry.kind} {wanted.entry.name} was refused: {error}"
-            return self._not_ready(source, "ApplyFailed", message, union, source.applied_revision)
-        left = [e for e in inventory if e not in applied]
-        if source.prune:
-            left = [e for e in left if not self._prune(source, e)]
-        return _Outcome(
-            self._ready(source, tree, desired), revision, (*applied, *left), source.interval_s
-        )
-
-    def _refuse_to_take_over(self, source: GitSource, wanted: DesiredObject) -> None:
-        """A cluster-scoped object serves every tenant: only who brought it may change it."""
-        if wanted.entry.namespace:
-            return
-        try:
-            live = self.client.get(_RESOURCES[wanted.entry.kind], wanted.entry.name)
-        except NotFound:
-            return
-        owner = Metadata.parse(live).annotations.get(GIT_SOURCE_ANNOTATION)
-        if owner != str(source.metadata) and not _is_part_of(wanted.body["spec"], live["spec"]):
-            raise TakenError(
-                f"it exists with another content and was brought by {owner or 'somebody else'}; "
-                "give yours another name"
-            )
-
-    def _apply(self, source: GitSource, wanted: DesiredObject, revision: str) -> None:
-        body: dict[str, Any] = {**wanted.body}
-        metadata = {**body["metadata"]}
-        metadata["annotations"] = {
-            **(metadata.get("annotations") or {}),
-            GIT_REVISION_ANNOTATION: revision,
-            GIT_SOURCE_ANNOTATION: str(source.metadata),
-        }
-        body["metadata"] = metadata
-        self.client.apply(
-            _RESOURCES[wanted.entry.kind], body, field_manager=GITSOURCE_MANAGER, force=True
-        )
-
-    def _prune(self, source: GitSource, entry: InventoryEntry) -> bool:
-        resource: Resource | None = _RESOURCES.get(entry.kind)
-        if resource is None:
-            return True
-        namespace = entry.namespace or None
-        try:
-            live = Metadata.parse(self.client.get(resource, entry.name, namespace=namespace))
-            if live.annotations.get(GIT_SOURCE_ANNOTATION) != str(source.metadata):
-                return True  # somebody else's by now
-            self.client.delete(resource, entry.name, namespace=namespace, uid=live.uid)
-            log.info("pruned %s %s", entry.kind, entry.name)
-        except NotFound:
-            return True
+            if not source.is_held:
+                self._set_finalizers(source, [*source.metadata.finalizers, GIT_SOURCE_FINALIZER])
+            notes = self._carry_out(look, self._commit(look))
+        except GitError as error:
+            return self._fail(look, Failure(error.reason, str(error), is_stalled=error.is_stalled))
         except ApiError as error:
-            log.warning("%s %s could not be pruned: %s", entry.kind, entry.name, error)
+            return self._fail(look, Failure("ApiServerFailed", str(error)))
+        except Failure as failure:
+            return self._fail(look, failure)
+        again_s = max(source.interval_s, _SHORTEST_S)
+        status = replace(applied(look.source, notes), next_look=self._in(again_s))
+        if not status.ready.says_the_same_as(source.conditions.get(READY)):
+            log.info("%s: %s", source.metadata, status.ready.message)
+            self._emit(source, "Normal", "Applied", status.ready.message)
+        self._write(look.source, status)
+        return again_s
+
+    # -- what the repository says
+
+    def _commit(self, look: _Look) -> _Memory:
+        """Return what the head says; it is read only if that is not known."""
+        source = look.source
+        access = read_access(self.client, source)
+        memory = self._memories.get(source.metadata.uid)
+        with open_repository(
+            source.url, access.credentials, timeout_s=source.timeout_s
+        ) as repository:
+            head = repository.head(look.wanted)
+            revision = look.wanted.revision(head.commit.decode())
+            if revision != source.attempted_revision:
+                look.source = replace(
+                    source,
+                    attempted_revision=revision,
+                    attempted_seen_time=to_micro_time(self.clock.now()),
+                )
+            basis = (revision, source.metadata.generation, access.version)
+            if memory is not None and memory.basis == basis:
+                return memory
+            is_new_spec = source.observed_generation != source.metadata.generation
+            if is_new_spec or revision != source.attempted_revision:
+                self._write(look.source, working(look.source, f"reading revision {revision}"))
+            memory = _Memory(basis)
+            try:
+                checkout = repository.fetch(look.wanted, head)
+                self._judge(look, checkout, access, memory)
+                self._tell_of_rewriting(look, repository, head, checkout, memory)
+            except _OF_THE_COMMIT as error:
+                memory.failure = Failure(error.reason, str(error), is_stalled=error.is_stalled)
+            except TreeRefusedError as error:
+                memory.failure = Failure("TreeRefused", str(error), is_stalled=True)
+        self._memories[source.metadata.uid] = memory
+        return memory
+
+    def _judge(self, look: _Look, checkout: Checkout, access: Access, memory: _Memory) -> None:
+        """Read a commit.
+
+        Raises:
+            GitError, TreeRefusedError: it is not to be applied.
+        """
+        source = look.source
+        notes = []
+        if source.verify and access.signers:
+            signer = verify(checkout, look.wanted, source.verify.mode, access.signers)
+            notes.append(f"signed by {signer}")
+        files = checkout.tree(source.path).files
+        memory.desired = desired_state(files, namespace=source.metadata.namespace)
+        if memory.desired.foreign:
+            notes.append(f"left alone: {', '.join(memory.desired.foreign)}")
+        if memory.desired.warnings:
+            warnings = "; ".join(map(str, memory.desired.warnings))
+            self._emit(source, "Warning", "OldSpelling", warnings)
+            notes.append(f"old spellings: {warnings}")
+        memory.notes = tuple(notes)
+
+    def _tell_of_rewriting(
+        self,
+        look: _Look,
+        repository: Repository,
+        head: Head,
+        checkout: Checkout,
+        memory: _Memory,
+    ) -> None:
+        ref, _, before = look.source.applied_revision.rpartition("@sha1:")
+        same_ref = look.wanted.revision(before) == look.source.applied_revision
+        if not ref or not same_ref or look.wanted.tag:
+            return
+        if before.encode() in {head.commit, *checkout.commit.parents}:
+            return
+        if repository.is_rewritten(head, before):
+            note = f"{ref} was rewritten: commit {before[:12]}, applied before, is gone from it"
+            self._emit(look.source, "Warning", "ForcedPush", note)
+            memory.notes = (*memory.notes, note)
+
+    # -- the cluster made so
+
+    def _carry_out(self, look: _Look, memory: _Memory) -> tuple[str, ...]:
+        """Make the cluster what a commit says; returns what there is to tell."""
+        if memory.failure is not None:
+            raise memory.failure.with_traceback(None)  # which would grow at each look
+        if memory.desired is None:
+            raise Failure("FetchFailed", "the commit was not read; it is tried again")
+        source, desired = look.source, memory.desired
+        entries = tuple(d.entry for d in desired.objects)
+        if refused := refusal(source, entries, memory.revision):
+            raise Failure("PruneRefused", refused, is_stalled=True)
+        applier = GitApplier(self.client, self.cache)
+        try:
+            if memory.is_applied or look.is_as_applied(memory.revision):
+                drifted = applier.correct(source, desired, memory.revision, memory.known)
+                if drifted:
+                    log.info("%s: set back to Git: %s", source.metadata, _names(drifted))
+                    told = f"set back to Git: {_names(drifted)}"
+                    self._emit(source, "Normal", "DriftCorrected", told)
+            else:
+                applier.refuse_to_take_over(source, desired)
+                self._apply(look, applier, desired, memory)
+        except OwnedByAnotherError as error:
+            raise Failure("OwnedByAnother", str(error)) from error
+        except ApplyError as error:
+            is_stalled = isinstance(error.error, Invalid)
+            raise Failure("ApplyFailed", str(error), is_stalled=is_stalled) from error
+        memory.is_applied = True
+        self._prune(look, applier, entries)
+        commit = memory.revision.rpartition(":")[2][:12]
+        return (f"commit {commit} applied, {len(entries)} objects", *memory.notes)
+
+    def _apply(
+        self, look: _Look, applier: GitApplier, desired: DesiredState, memory: _Memory
+    ) -> None:
+        source = look.source
+        union = tuple(dict.fromkeys([*source.inventory, *(d.entry for d in desired.objects)]))
+        if union != source.inventory:
+            # Before the objects: whoever dies in between still knows what to prune.
+            look.source = source = replace(source, inventory=union)
+            self._write(source, working(source, f"applying revision {memory.revision}"))
+        applier.apply(source, desired, memory.revision, memory.known)
+        if memory.revision != source.applied_revision:  # else the same commit by another spec
+            look.source = replace(
+                source,
+                applied_revision=memory.revision,
+                revision_seen_time=source.attempted_seen_time,
+                revision_applied_time=to_micro_time(self.clock.now()),
+            )
+
+    def _prune(self, look: _Look, applier: GitApplier, entries: tuple[InventoryEntry, ...]) -> None:
+        source = look.source
+        left = leaving(source.inventory, set(entries))
+        kept = [e for e in left if applier.prune(source, e)] if source.prune else left
+        if gone := [e for e in left if e not in kept]:
+            self._emit(source, "Normal", "Pruned", f"left the repository: {_names(gone)}")
+        look.source = replace(source, inventory=(*entries, *kept))
+
+    # -- the end of a source
+
+    def _let_go(self, source: GitSource) -> float | None:
+        """Prune or keep what a deleted source applied, then let it go."""
+        self._memories.pop(source.metadata.uid, None)
+        if not source.is_held:
+            return None
+        if source.prune and not source.is_suspended:
+            applier = GitApplier(self.client, self.cache)
+            errors = [applier.prune(source, e) for e in leaving(source.inventory, ())]
+            if error := next(filter(None, errors), ""):
+                return self._fail(_Look(source), Failure("PruneFailed", error))
+        remaining = [f for f in source.metadata.finalizers if f != GIT_SOURCE_FINALIZER]
+        return None if self._set_finalizers(source, remaining) else _SHORTEST_S
+
+    def _set_finalizers(self, source: GitSource, finalizers: list[str]) -> bool:
+        """Return whether that is done; if not, the object is a newer one by now."""
+        patch = {
+            "metadata": {
+                "finalizers": finalizers,
+                "resourceVersion": source.metadata.resource_version,
+                "uid": source.metadata.uid,
+            }
+        }
+        try:
+            self.client.merge_patch(
+                GIT_SOURCES,
+                source.metadata.name,
+                patch,
+                namespace=source.metadata.namespace,
+                field_manager=CONTROLLER_MANAGER,
+            )
+        except NotFound:
+            return True
+        except Conflict:
             return False
         return True
 
-    def _ready(self, source: GitSource, tree: GitTree, desired: DesiredState) -> Condition:
-        foreign = f"; left alone: {', '.join(desired.foreign)}" if desired.foreign else ""
-        return Condition(
-            READY,
-            "True",
-            "Applied",
-            f"commit {tree.commit[:12]} applied, {len(desired.objects)} objects{foreign}",
-            observed_generation=source.metadata.generation,
-        )
+    # -- telling
 
-    def _not_ready(
-        self,
-        source: GitSource,
-        reason: str,
-        message: str,
-        inventory: tuple[InventoryEntry, ...],
-        revision: str,
-    ) -> _Outcome:
-        condition = Condition(
-            READY, "False", reason, message, observed_generation=source.metadata.generation
-        )
-        return _Outcome(condition, revision, inventory, min(source.interval_s, _RETRY_S))
+    def _fail(self, look: _Look, failure: Failure) -> float:
+        source = look.source
+        limit_s = _STALLED_S if failure.is_stalled else _RETRY_S
+        again_s = max(min(source.interval_s, limit_s), _SHORTEST_S)
+        status = replace(failed(source, failure), next_look=self._in(again_s))
+        if not status.ready.says_the_same_as(source.conditions.get(READY)):
+            log.info("%s is not applied: %s: %s", source.metadata, failure.reason, failure)
+            self._emit(source, "Warning", failure.reason, status.ready.message)
+        self._write(source, status)
+        return again_s
 
-    def _write(self, source: GitSource, outcome: _Outcome) -> None:
-        before = source.conditions.get(READY)
-        if (
-            outcome.condition.says_the_same_as(before)
-            and outcome.revision == source.applied_revision
-            and outcome.inventory == source.inventory
-            and source.observed_generation == source.metadata.generation
-        ):
-            return
-        body = {
-            "apiVersion": OWN_API_VERSION,
-            "kind": "GitSource",
-            "metadata": source.metadata.identity(),
-            "status": {
-                "conditions": render_conditions(
-                    [outcome.condition],
-                    previous=source.conditions,
-                    now=to_time(self.clock.now()),
-                ),
-                "observedGeneration": source.metadata.generation,
-                "lastAppliedRevision": outcome.revision,
-                "inventory": [e.to_object() for e in outcome.inventory],
-            },
-        }
+    def _write(self, source: GitSource, status: Status) -> None:
+        body = render(source, status, to_time(self.clock.now()))
         try:
             self.client.apply(
                 GIT_SOURCES,
@@ -217,9 +325,18 @@ class GitSourceController:
         except (NotFound, Conflict):
             return
 
+    def _emit(self, source: GitSource, event_type: str, reason: str, message: str) -> None:
+        about = {
+            "apiVersion": OWN_API_VERSION,
+            "kind": "GitSource",
+            **source.metadata.identity(),
+        }
+        self.events.emit(about, event_type, reason, message)
 
-def _is_part_of(wanted: Any, live: Any) -> bool:  # noqa: ANN401 - JSON trees
-    """Whether applying ``wanted`` would change nothing; the server has filled defaults in."""
-    if isinstance(wanted, dict) and isinstance(live, dict):
-        return all(key in live and _is_part_of(value, live[key]) for key, value in wanted.items())
-    return bool(wanted == live)
+    def _in(self, seconds: float) -> str:
+        return to_time(self.clock.now() + timedelta(seconds=seconds))
+
+
+def _names(entries: list[InventoryEntry]) -> str:
+    told = ", ".join(map(str, entries[:_NAMES_TOLD]))
+    return told + (f" and {len(entries) - _NAMES_TOLD} more" if len(entries) > _NAMES_TOLD else "")

@@ -1,146 +1,350 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tree of YAML files at one commit, read out of a repository.
+"""A look at a repository: first what its head is, and the commit only if that is news.
 
-dulwich reads the objects; there is no work tree, so nothing of the repository is ever executed or
-written to disk, and links and submodules are not followed. What is read is bounded.
+dulwich speaks the protocol and reads the objects, into memory; of a remote repository one commit
+is fetched without its history. A repository on this machine's disk is read where it lies.
 """
 
-from collections.abc import Iterator, Mapping
+import logging
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
-from urllib.parse import unquote, urlsplit
+from typing import Final, Protocol
 
-from dulwich.errors import NotGitRepository
-from dulwich.objects import Blob, Commit, ObjectID, Tag, Tree
+from dulwich.client import GitClient, HTTPUnauthorized
+from dulwich.errors import GitProtocolError, HangupException, NotGitRepository
+from dulwich.object_store import DiskObjectStore, MemoryObjectStore
+from dulwich.objects import Commit, ObjectID, ShaFile, Tag, Tree, hex_to_filename
+from dulwich.refs import Ref, check_ref_format
 from dulwich.repo import Repo
 
-FILE_LIMIT: Final = 1000
-BYTES_LIMIT: Final = 10 << 20
-_DEPTH_LIMIT: Final = 30
-_REGULAR_MODES: Final = frozenset({0o100644, 0o100755, 0o100664})
-_TREE_MODE: Final = 0o040000
+from backends.git.address import Address, Credentials
+from backends.git.errors import (
+    AuthenticationFailed,
+    FetchFailed,
+    GitError,
+    InvalidSource,
+    LimitExceeded,
+    RefNotFound,
+    RepositoryNotFound,
+)
+from backends.git.limits import FILE_BYTES, TRANSFER_BYTES, Allowance
+from backends.git.pack import entry_size, unpack
+from backends.git.tree import GitTree, Objects, read_tree
 
+# How far back a rewritten branch is told from one that went on.
+_HISTORY: Final = 100
+_PEELED: Final = b"^{}"
+_REMOTE_TEXT_LIMIT: Final = 200
+_NO_CREDENTIALS: Final = Credentials()
 
-class GitError(Exception):
-    """The repository cannot be read; the text says what was looked for and what to do."""
-
-
-class RepositoryNotFound(GitError):  # noqa: N818 - reads as what happened
-    """There is no repository at the address."""
-
-
-class RefNotFound(GitError):  # noqa: N818
-    """The branch, tag or commit is not in the repository."""
-
-
-class PathNotFound(GitError):  # noqa: N818
-    """The folder is not in the commit."""
-
-
-class LimitExceeded(GitError):  # noqa: N818
-    """More files or bytes than policies ever need."""
+# It warns at each look of a server that cannot leave large files out, as most cannot.
+logging.getLogger("dulwich.client").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True, slots=True)
-class GitTree:
-    """The YAML files below a folder at a commit; names are relative to the repository."""
+class Wanted:
+    """What to follow; at most one is set, none means the default branch."""
 
-    commit: str
-    files: Mapping[str, bytes]
+    branch: str | None = None
+    tag: str | None = None
+    commit: str | None = None
+
+    @property
+    def name(self) -> bytes:
+        """The ref as Git names it.
+
+        Raises:
+            InvalidSource: Git has no such names.
+        """
+        if not self.branch and not self.tag:
+            return b"HEAD"
+        name = f"refs/heads/{self.branch}" if self.branch else f"refs/tags/{self.tag}"
+        if not check_ref_format(Ref(name.encode())):
+            raise InvalidSource(f"{self} is no name that Git allows; mend spec.ref")
+        return name.encode()
+
+    def __str__(self) -> str:
+        if self.commit:
+            return f"commit {self.commit}"
+        if self.branch:
+            return f"branch {self.branch}"
+        return f"tag {self.tag}" if self.tag else "default branch"
+
+    def revision(self, commit: str) -> str:
+        """Return the revision as Flux writes it."""
+        name = "" if self.commit else f"{self.branch or self.tag or 'HEAD'}@"
+        return f"{name}sha1:{commit}"
 
 
-def read_tree(
-    url: str,
-    *,
-    branch: str | None = None,
-    tag: str | None = None,
-    commit: str | None = None,
-    path: str = "",
-) -> GitTree:
-    """Read a tree; without branch, tag and commit the default branch is meant.
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Where a ref points; ``target`` is the tag object of an annotated tag, else the commit."""
+
+    target: ObjectID
+    commit: ObjectID
+
+
+@dataclass(frozen=True, slots=True)
+class Checkout:
+    """A commit and what it needs to be judged and read."""
+
+    commit: Commit
+    tag: Tag | None
+    objects: Objects
+    size_of: Callable[[ObjectID], int]
+
+    def tree(self, path: str) -> GitTree:
+        """Read the YAML files below a folder.
+
+        Raises:
+            GitError: the subclass says what is missing, refused or too much.
+        """
+        return read_tree(self.objects, self.commit, path=path, size_of=self.size_of)
+
+
+class Repository(Protocol):
+    """A repository that one look is taken at. All methods raise ``GitError``."""
+
+    def head(self, ref: Wanted) -> Head:
+        """Ask where a ref points; nothing is fetched."""
+        ...
+
+    def fetch(self, ref: Wanted, head: Head) -> Checkout:
+        """Return the commit with its files."""
+        ...
+
+    def is_rewritten(self, head: Head, before: str) -> bool:
+        """Whether the branch is known to have lost the commit ``before``."""
+        ...
+
+
+@contextmanager
+def open_repository(
+    url: str, credentials: Credentials = _NO_CREDENTIALS, *, timeout_s: float = 60.0
+) -> Iterator[Repository]:
+    """Open a repository for one look, which ends after ``timeout_s`` seconds at the latest.
 
     Raises:
-        GitError: the subclass says what is missing.
+        GitError: the subclass says what is wrong and what to do.
     """
-    with _open(url) as repository:
-        found = _commit(repository, url, branch=branch, tag=tag, commit=commit)
-        tree = _folder(repository, found, path)
-        files = dict(_yaml_files(repository, tree, path))
-        return GitTree(commit=found.id.decode(), files=files)
+    address = Address.parse(url)
+    credentials.check_against(address)
+    if address.scheme == "file":
+        with _open_local(address) as repository:
+            yield _Local(repository, url)
+        return
+    with Allowance(timeout_s).running() as allowance:
+        yield _Remote(_client(address, credentials, allowance), address, allowance)
 
 
-def _open(url: str) -> Repo:
-    parts = urlsplit(url)
-    if parts.scheme != "file":
-        raise RepositoryNotFound(f"{url}: this version reads file:// only")
-    location = Path(unquote(parts.path))
-    try:
-        return Repo(str(location))
-    except (NotGitRepository, OSError) as error:
-        raise RepositoryNotFound(f"{url} is no Git repository; check spec.url") from error
+def _client(address: Address, credentials: Credentials, allowance: Allowance) -> GitClient:
+    # Each brings a library that a controller without such a source need not load.
+    if address.scheme == "ssh":
+        from backends.git.ssh import ssh_client
+
+        return ssh_client(address, credentials, allowance)
+    from backends.git.https import https_client
+
+    return https_client(address, credentials, allowance)
 
 
-def _commit(
-    repository: Repo, url: str, *, branch: str | None, tag: str | None, commit: str | None
-) -> Commit:
-    if commit:
-        wanted, name = f"commit {commit}", ObjectID(commit.encode())
-    else:
-        reference = f"refs/heads/{branch}" if branch else f"refs/tags/{tag}" if tag else "HEAD"
-        wanted = f"branch {branch}" if branch else f"tag {tag}" if tag else "a default branch"
+class _NoHistory:
+    """Tells the server that nothing is here yet."""
+
+    def __next__(self) -> None:
+        return None
+
+    def ack(self, sha: ObjectID) -> None:
+        """Nothing was offered."""
+
+    def nak(self) -> None:
+        """Nothing was offered."""
+
+
+class _Remote:
+    def __init__(self, client: GitClient, address: Address, allowance: Allowance) -> None:
+        self._client = client
+        self._address = address
+        self._path = address.path if address.scheme == "ssh" else ""
+        self._allowance = allowance
+
+    def head(self, ref: Wanted) -> Head:
+        if ref.commit:
+            name = ObjectID(ref.commit.encode())
+            return Head(name, name)
+        with self._telling(ref):
+            refs = self._client.get_refs(self._path.encode(), ref_prefix=[ref.name]).refs
+        target = refs.get(Ref(ref.name))
+        if target is None:
+            raise _no_ref(self._address.url, ref)
+        return Head(target, refs.get(Ref(ref.name + _PEELED)) or target)
+
+    def fetch(self, ref: Wanted, head: Head) -> Checkout:
+        store = self._store(ref, head, depth=1, leave_out=b"blob:limit=%d" % (FILE_BYTES + 1))
+        return _checkout(store, head, self._address.url, ref, lambda _: 0)
+
+    def is_rewritten(self, head: Head, before: str) -> bool:
         try:
-            name = repository.refs[reference.encode()]  # type: ignore[index] # a Ref is bytes
-        except KeyError as error:
-            raise RefNotFound(f"{url} has no {wanted}; check spec.ref") from error
-    try:
-        found = repository[name]
-        while isinstance(found, Tag):
-            found = repository[found.object[1]]
-    except (KeyError, ValueError) as error:
-        raise RefNotFound(f"{url} has no {wanted}; check spec.ref") from error
-    if not isinstance(found, Commit):
-        raise RefNotFound(f"{wanted} in {url} is no commit; check spec.ref")
-    return found
+            store = self._store(Wanted(), head, depth=_HISTORY, leave_out=b"tree:0")
+        except GitError:
+            return False  # not known, and the commit itself is here
+        return _has_lost(store, head.commit, before)
 
+    def _store(self, ref: Wanted, head: Head, *, depth: int, leave_out: bytes) -> MemoryObjectStore:
+        pack = bytearray()
 
-def _folder(repository: Repo, commit: Commit, path: str) -> Tree:
-    tree = repository[commit.tree]
-    for name in filter(None, path.split("/")):
-        try:
-            mode, child = tree[name.encode()] if isinstance(tree, Tree) else (0, b"")
-        except KeyError:
-            mode, child = 0, b""
-        if mode != _TREE_MODE:
-            raise PathNotFound(
-                f"commit {commit.id.decode()[:12]} has no folder {path}; check spec.path"
+        def keep(data: bytes) -> int:
+            pack.extend(data)
+            if len(pack) > TRANSFER_BYTES:
+                raise LimitExceeded(f"more than {TRANSFER_BYTES >> 20} MiB for one commit")
+            return len(data)
+
+        with self._telling(ref):
+            self._client.fetch_pack(
+                self._path.encode(),
+                lambda _refs, depth=None: [head.target],  # noqa: ARG005 - dulwich's signature
+                _NoHistory(),
+                keep,
+                depth=depth,
+                ref_prefix=[ref.name],
+                filter_spec=leave_out,
             )
-        tree = repository[ObjectID(child)]
-    if not isinstance(tree, Tree):
-        raise PathNotFound(f"{path} is no folder; check spec.path")
-    return tree
+        store = MemoryObjectStore()
+        unpack(bytes(pack), store)
+        return store
+
+    @contextmanager
+    def _telling(self, ref: Wanted) -> Iterator[None]:
+        """Turn what the libraries raise into what a user can act on."""
+        try:
+            yield
+        except GitError:
+            if self._allowance.is_over:
+                raise self._allowance.timed_out() from None
+            raise
+        except Exception as error:
+            if self._allowance.is_over:
+                raise self._allowance.timed_out() from error
+            raise self._translated(error, ref) from error
+
+    def _translated(self, error: Exception, ref: Wanted) -> GitError:
+        url = self._address.url
+        text = str(error)
+        if isinstance(error, HangupException):
+            lines = getattr(error, "stderr_lines", None) or ()
+            text = " ".join(line.decode(errors="replace") for line in lines) or text
+        text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+        text = text[:_REMOTE_TEXT_LIMIT]
+        if isinstance(error, NotGitRepository) or any(
+            s in text for s in ("not appear to be a git repository", "not found", "not exported")
+        ):
+            return RepositoryNotFound(f"{url} is no Git repository; check spec.url ({text})")
+        if isinstance(error, HTTPUnauthorized):
+            return AuthenticationFailed(f"{url} refuses the credentials; mend the Secret")
+        if ref.commit and isinstance(error, HangupException):
+            return RefNotFound(f"{url} has no {ref}, or does not give it out; check spec.ref")
+        if isinstance(error, (GitProtocolError, HangupException, OSError, EOFError)):
+            return FetchFailed(f"{url} could not be read: {text or type(error).__name__}")
+        return FetchFailed(f"{url} does not answer as a Git server does: {error!r:.200}")
 
 
-def _yaml_files(repository: Repo, tree: Tree, path: str) -> Iterator[tuple[str, bytes]]:
-    count, size_bytes = 0, 0
-    pending: list[tuple[Tree, str, int]] = [(tree, path.strip("/"), 0)]
-    while pending:
-        folder, prefix, depth = pending.pop()
-        for entry in folder.items():
-            name = f"{prefix}/{entry.path.decode()}".lstrip("/")
-            if entry.mode == _TREE_MODE and depth < _DEPTH_LIMIT:
-                child = repository[entry.sha]
-                if isinstance(child, Tree):
-                    pending.append((child, name, depth + 1))
-            elif entry.mode in _REGULAR_MODES and name.endswith((".yaml", ".yml")):
-                blob = repository[entry.sha]
-                if not isinstance(blob, Blob):
+class _Local:
+    def __init__(self, repository: Repo, url: str) -> None:
+        self._repository = repository
+        self._url = url
+
+    def head(self, ref: Wanted) -> Head:
+        if ref.commit:
+            name = ObjectID(ref.commit.encode())
+            return Head(name, name)
+        try:
+            target = ObjectID(self._repository.refs[Ref(ref.name)])
+            peeled = self._repository[target]
+            while isinstance(peeled, Tag):
+                peeled = self._repository[peeled.object[1]]
+        except (KeyError, ValueError) as error:
+            raise _no_ref(self._url, ref) from error
+        return Head(target, peeled.id)
+
+    def fetch(self, ref: Wanted, head: Head) -> Checkout:
+        return _checkout(self._repository, head, self._url, ref, self._size_of)
+
+    def is_rewritten(self, head: Head, before: str) -> bool:
+        return _has_lost(self._repository, head.commit, before)
+
+    def _size_of(self, sha: ObjectID) -> int:
+        """Return a blob's size without reading it, 0 if that cannot be told."""
+        own = self._repository.object_store
+        for store in (own, *own.alternates):
+            if not isinstance(store, DiskObjectStore):
+                continue
+            loose = Path(hex_to_filename(str(store.path), sha))
+            if loose.is_file():
+                with loose.open("rb") as file:
+                    head = zlib.decompressobj().decompress(file.read(128), 64)
+                return int(head.partition(b"\0")[0].split()[1])
+            for pack in store.packs:
+                try:
+                    offset = pack.index.object_offset(sha)
+                except KeyError:
                     continue
-                count += 1
-                size_bytes += len(blob.data)
-                if count > FILE_LIMIT or size_bytes > BYTES_LIMIT:
-                    raise LimitExceeded(
-                        f"more than {FILE_LIMIT} YAML files or {BYTES_LIMIT >> 20} MiB below "
-                        f"{path or 'the root'}; point spec.path at the policies' folder"
-                    )
-                yield name, blob.data
+                with Path(store.pack_dir, pack.data.filename).open("rb") as file:
+                    file.seek(offset)
+                    return entry_size(file.read(256), 0)
+        return 0
+
+
+@contextmanager
+def _open_local(address: Address) -> Iterator[Repo]:
+    try:
+        repository = Repo(address.path)
+    except (NotGitRepository, OSError) as error:
+        raise RepositoryNotFound(f"{address.url} is no Git repository; check spec.url") from error
+    with repository:
+        yield repository
+
+
+def _checkout(
+    objects: Objects, head: Head, url: str, ref: Wanted, size_of: Callable[[ObjectID], int]
+) -> Checkout:
+    tag: Tag | None = None
+    try:
+        found: ShaFile = objects[head.target]
+        while isinstance(found, Tag):
+            tag = tag or found
+            found = objects[found.object[1]]
+        if not isinstance(found, Commit):
+            raise RefNotFound(f"{ref} in {url} is no commit; check spec.ref")
+        if not isinstance(objects[found.tree], Tree):
+            raise FetchFailed(f"commit {found.id.decode()} in {url} has no tree")
+    except (KeyError, ValueError) as error:
+        raise _no_ref(url, ref) from error
+    return Checkout(found, tag, objects, size_of)
+
+
+def _no_ref(url: str, ref: Wanted) -> RefNotFound:
+    return RefNotFound(f"{url} has no {ref}; check spec.ref")
+
+
+def _has_lost(objects: Objects, commit: ObjectID, before: str) -> bool:
+    """Walk back from a commit; only a history that was seen whole can have lost one."""
+    seen: set[ObjectID] = set()
+    pending = [commit]
+    while pending:
+        name = pending.pop(0)
+        if name.decode() == before:
+            return False
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            found = objects[name]
+        except KeyError:
+            return False
+        if not isinstance(found, Commit) or len(seen) > _HISTORY:
+            return False
+        pending += found.parents
+    return True

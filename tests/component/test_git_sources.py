@@ -2,99 +2,16 @@
 """Policies that come from Git: applied, kept, pruned, and never half."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from cluster_world import World, eventually
-from dulwich import porcelain
-from dulwich.repo import Repo
+from cluster_world import eventually
+from git_repository import Repository
 
-from backends.kube.client import GIT_SOURCES, POD_SNAPSHOT_POLICIES, POD_SNAPSHOT_STORAGE_CONFIGS
-from schemas.names import GIT_REVISION_ANNOTATION, OWN_API_VERSION
+from backends.kube.client import POD_SNAPSHOT_POLICIES, POD_SNAPSHOT_STORAGE_CONFIGS
+from schemas.names import GIT_REVISION_ANNOTATION
 
 pytestmark = pytest.mark.usefixtures("manager")
-
-
-@dataclass(frozen=True, slots=True)
-class Repository:
-    """A repository and the GitSource that reads it."""
-
-    world: World
-    path: Path
-
-    def commit(self, **files: str | None) -> str:
-        """Write files (``None`` removes; ``__`` is a slash, the suffix is .yaml) and commit."""
-        for name, text in files.items():
-            file = self.path / f"{name.replace('__', '/')}.yaml"
-            file.parent.mkdir(exist_ok=True)
-            if text is None:
-                porcelain.remove(str(self.path), [str(file)])
-            else:
-                file.write_text(text, encoding="utf-8")
-                porcelain.add(str(self.path), [str(file)])
-        who = b"t <t@example.org>"
-        return porcelain.commit(
-            str(self.path), message=b"change", author=who, committer=who
-        ).decode()
-
-    def follow(self, **spec: Any) -> None:  # noqa: ANN401 - fields of the source's spec
-        """Create the GitSource."""
-        body = self.world.object(
-            "GitSource", "repo", {"url": f"file://{self.path}", "interval": "200ms", **spec}
-        )
-        body["apiVersion"] = OWN_API_VERSION
-        self.world.create(GIT_SOURCES, body)
-
-    def status(self) -> dict[str, Any]:
-        """Return the source's status."""
-        status: dict[str, Any] = (self.world.get(GIT_SOURCES, "repo") or {}).get("status") or {}
-        return status
-
-    def applied(self, commit: str) -> dict[str, Any]:
-        """Wait until a commit is applied, and return the Ready condition."""
-        eventually(
-            lambda: self.status().get("lastAppliedRevision", "").endswith(commit),
-            f"commit {commit} is applied: {self.status()}",
-        )
-        return self.ready()
-
-    def ready(self) -> dict[str, Any]:
-        """Return the Ready condition."""
-        return self.world.condition(GIT_SOURCES, "repo", "Ready")
-
-    def refused(self, text: str) -> str:
-        """Wait until Ready is False with a text, and return the message."""
-        eventually(
-            lambda: self.ready().get("status") == "False" and text in self.ready()["message"],
-            f"refused with {text!r}",
-        )
-        return str(self.ready()["message"])
-
-    def policy_text(self, name: str = "web", **spec: Any) -> str:  # noqa: ANN401 - spec fields
-        """Return a policy as a file."""
-        base = {
-            "selector": {"matchLabels": {"app": name}},
-            "storageConfigName": self.world.store,
-            "triggerConfig": {"type": "manual"},
-        }
-        body = self.world.object("PodSnapshotPolicy", name, {**base, **spec})
-        del body["metadata"]["namespace"]
-        return yaml.safe_dump(body)
-
-    def policy(self, name: str = "web") -> dict[str, Any] | None:
-        """Return a policy from the cluster."""
-        return self.world.get(POD_SNAPSHOT_POLICIES, name)
-
-
-@pytest.fixture
-def repository(world: World, tmp_path: Path) -> Repository:
-    """An empty repository."""
-    path = tmp_path / "repository"
-    Repo.init(str(path), mkdir=True, default_branch=b"main").close()
-    return Repository(world, path)
 
 
 def test_a_commit_is_applied_with_its_revision(repository: Repository) -> None:
@@ -190,6 +107,17 @@ def test_without_prune_it_stays_and_is_remembered(repository: Repository) -> Non
     assert {e["name"] for e in repository.status()["inventory"]} == {"a", "b"}
 
 
+def storage(repository: Repository, namespace: str, bucket: str) -> str:
+    """Return a storage config as the preview had it."""
+    body = {
+        "apiVersion": "podsnapshot.gke.io/v1alpha1",
+        "kind": "PodSnapshotStorageConfig",
+        "metadata": {"name": repository.world.store, "namespace": namespace},
+        "spec": {"snapshotStorageConfig": {"gcs": {"bucket": bucket}}},
+    }
+    return yaml.safe_dump(body)
+
+
 BAD: dict[str, tuple[Callable[[Repository], str], str]] = {
     "a syntax error": (lambda _: "kind: [\n", "bad.yaml:2:1: syntax error"),
     "a duplicate key": (
@@ -202,10 +130,27 @@ BAD: dict[str, tuple[Callable[[Repository], str], str]] = {
     ),
     "an unknown field": (lambda r: r.policy_text("x", retain="30d"), "'retain' was unexpected"),
     "an unknown trigger type": (
-        lambda r: r.policy_text("x", triggerConfig={"type": "Workload"}),
-        "'Workload' is not one of",
+        lambda r: r.policy_text("x", triggerConfig={"type": "sometimes"}),
+        "'sometimes' is not one of",
     ),
     "an object that stands there twice": (lambda r: r.policy_text("web"), "stands in"),
+    "a binary file": (lambda _: "a\0b", "bad.yaml:1:2: the file is no YAML"),
+    "a pointer to large file storage": (
+        lambda _: "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
+        "bad.yaml:1:1: the file is a Git LFS pointer",
+    ),
+    "a bomb of aliases": (
+        lambda _: (
+            "a0: &a0 [x]\n"
+            + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12))
+        ),
+        "bad.yaml:",
+    ),
+    "folders in folders of YAML": (lambda _: "a: " + "[" * 500, "bad.yaml:1:"),
+    "a storage config of two namespaces": (
+        lambda r: storage(r, "one", "bucket-1") + "---\n" + storage(r, "two", "bucket-2"),
+        "of namespace two has another content than that of namespace one",
+    ),
     "a kind that the system makes": (
         lambda _: (
             "apiVersion: podsnapshot.gke.io/v1\nkind: PodSnapshot\nmetadata: {name: x}\n"
@@ -242,7 +187,7 @@ def test_a_repository_that_is_not_there_is_told(repository: Repository) -> None:
     repository.commit(web=repository.policy_text())
     repository.follow(ref={"branch": "none"})
     message = repository.refused("has no branch none; check spec.ref")
-    assert repository.ready()["reason"] == "FetchFailed"
+    assert repository.ready()["reason"] == "RefNotFound"
     assert str(repository.path) in message
 
 

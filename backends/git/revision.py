@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of a folder as they were at a revision of the repository around it.
+
+The repository is the user's own checkout, so nothing is fetched and nothing is guarded beyond its
+size; dulwich reads the objects, and the work tree stays as it is.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_ISREG
+
+from dulwich.errors import NotGitRepository
+from dulwich.object_store import iter_tree_contents
+from dulwich.objects import Blob, Commit, ShaFile, Tag, Tree
+from dulwich.objectspec import parse_commit, parse_object
+from dulwich.repo import Repo
+
+from backends.git.errors import GitError, RefNotFound, RepositoryNotFound
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """A commit, and every file below the folder with its bytes; names are relative to it."""
+
+    commit: str
+    files: dict[str, bytes]
+
+
+def read_revision(path: Path, revision: str, endings: tuple[str, ...]) -> Revision:
+    """Read a folder, or one file, as it was; nothing if it was not there yet.
+
+    ``revision`` is a branch, tag or commit, also with ``~N`` and ``^N``. Below a folder only files
+    are read whose names end so.
+
+    Raises:
+        RepositoryNotFound: the path lies in no Git repository.
+        RefNotFound: the repository has no such revision.
+        GitError: it has the revision, but not the objects of it.
+    """
+    try:
+        repository = Repo.discover(path.resolve() if path.is_dir() else path.resolve().parent)
+    except (NotGitRepository, OSError) as error:
+        raise RepositoryNotFound(f"{path} lies in no Git repository; leave out --base") from error
+    with repository:
+        commit = _commit(repository, path, revision)
+        inside = path.resolve().relative_to(Path(repository.path).resolve())
+        try:
+            files = dict(_files(repository, commit, path, inside.as_posix(), endings))
+        except KeyError as error:
+            raise GitError(
+                f"the repository of {path} lacks objects of {revision}, as a shallow clone does; "
+                "fetch them (git fetch --unshallow) and ask again"
+            ) from error
+        return Revision(commit.id.decode(), files)
+
+
+def _commit(repository: Repo, path: Path, revision: str) -> Commit:
+    found: ShaFile
+    try:
+        # The first knows names and short ids, the second ~ and ^.
+        with contextlib.suppress(KeyError):
+            return parse_commit(repository, revision)
+        found = parse_object(repository, revision)
+        while isinstance(found, Tag):
+            found = repository[found.object[1]]
+    except (KeyError, ValueError) as error:
+        raise RefNotFound(
+            f"the repository of {path} has no revision {revision!r}; `git branch -a` and `git log` "
+            "show those it has, and a shallow clone has few"
+        ) from error
+    if not isinstance(found, Commit):
+        raise RefNotFound(f"{revision!r} is no commit in the repository of {path}; name a commit")
+    return found
+
+
+def _files(
+    repository: Repo, commit: Commit, path: Path, inside: str, endings: tuple[str, ...]
+) -> Iterator[tuple[str, bytes]]:
+    root = commit.tree
+    if inside != ".":
+        tree = repository[root]
+        assert isinstance(tree, Tree)  # noqa: S101 - a commit's tree is one
+        try:
+            mode, root = tree.lookup_path(repository.object_store.__getitem__, inside.encode())
+        except KeyError:
+            return  # the folder is new
+        if S_ISREG(mode):
+            blob = repository[root]
+            if isinstance(blob, Blob):
+                yield path.name, blob.data
+            return
+    for entry in iter_tree_contents(repository.object_store, root):
+        name = (entry.path or b"").decode(errors="replace")
+        if entry.mode is None or entry.sha is None or not S_ISREG(entry.mode):
+            continue
+        if name.endswith(endings):
+            blob = repository[entry.sha]
+            if isinstance(blob, Blob):
+                yield name, blob.data
