@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How ``podsnap`` ends, for scripts: a promise, so a number never changes its meaning."""
+"""How ``podsnap`` ends, for scripts: a promise, so a number never changes its meaning.
 
+One command differs on purpose: ``plan`` ends with 2 if something changes, as other programs that
+compare do, and therefore never with 2 for a wrong command line.
+"""
+
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import Self
 
 import click
 
 
-class ExitCode(IntEnum):
-    """The exit code of a command, with what it means."""
+class _Code(IntEnum):
+    """A number with what it means."""
 
     meaning: str
 
@@ -19,6 +24,10 @@ class ExitCode(IntEnum):
         member.meaning = meaning
         return member
 
+
+class ExitCode(_Code):
+    """The exit code of a command, with what it means."""
+
     OK = 0, "done"
     ERROR = 1, "it failed; the message says why"
     USAGE = 2, "the command line is wrong"
@@ -27,6 +36,14 @@ class ExitCode(IntEnum):
     UNREACHABLE = 5, "the API server does not answer"
     NOT_INSTALLED = 6, "the cluster does not have podsnap's CRDs"
     INTERRUPTED = 130, "ended by Ctrl-C"
+
+
+class PlanExit(_Code):
+    """What ``podsnap plan`` ends with where it could plan, and for whatever is wrong with it."""
+
+    NO_CHANGES = 0, "nothing changes"
+    ERROR = 1, "a manifest or the command line is wrong; the message says why"
+    CHANGES = 2, "something changes"
 
 
 class CommandError(click.ClickException):
@@ -43,6 +60,7 @@ class CommandError(click.ClickException):
         return int(self.code)
 
 
-def epilog() -> str:
-    """Return the exit codes for a help page."""
-    return "\b\nExit codes:\n" + "\n".join(f"  {c.value:<4} {c.meaning}" for c in ExitCode)
+def epilog(own: Iterable[_Code] = ()) -> str:
+    """Return the exit codes for a help page; ``own`` are those of a command that differs."""
+    codes: dict[int, _Code] = {c.value: c for c in (*ExitCode, *own)}
+    return "\b\nExit codes:\n" + "\n".join(f"  {c:<4} {codes[c].meaning}" for c in sorted(codes))
