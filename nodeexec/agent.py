@@ -8,7 +8,7 @@ cluster says, and does not depend on having seen it happen.
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -38,6 +38,7 @@ from nodeexec.restore_counts import RestoreCounts
 from nodeexec.restore_decision import Decision, RestoreDecider
 from nodeexec.restore_progress import RunningRestores
 from nodeexec.restore_reports import RestoreReports
+from nodeexec.restore_traces import RestoreTraces
 from nodeexec.runsc import Runsc, RunscError
 from nodeexec.sandboxes import DECISION_FILE, PreparedSandbox, prepared_sandboxes, read_record
 from nodeexec.saves import Key, NodeSaves, SandboxLocks
@@ -49,6 +50,7 @@ from schemas.names import NODE_FACTS_ANNOTATION, NODE_LEASE_PREFIX, SYSTEM_NAMES
 from schemas.node_facts import NodeFacts
 from schemas.pod import Pod
 from schemas.snapshot import Snapshot
+from schemas.span import Span
 from schemas.storage_config import Location
 from statemachine.restore import Outcome
 
@@ -134,6 +136,10 @@ class Agent:
             progress=self._progress,
             contents=MountedContent(settings.kubelet_root, settings.bundles_dir),
             clock=clock,
+            on_fetched=self.metrics.fetched_bytes.inc,
+        )
+        self._traces = RestoreTraces(
+            settings, self._view.snapshots.store.get, clock, count=self.metrics.restored
         )
         self._restores = RestoreReports(
             settings=settings,
@@ -145,6 +151,7 @@ class Agent:
             clock=clock,
             metrics=self.metrics,
             locks=locks,
+            traces=self._traces,
         )
         self._untold = UntoldStarts(
             settings, self._view, self._reports, self.metrics, self._decider.fitting
@@ -157,7 +164,7 @@ class Agent:
         self._workload_saves = WorkloadSaves(
             runsc, on_saved=self._workload_saved, on_failed=self._workload_failed
         )
-        self._queue: WorkQueue[Key] = WorkQueue(clock)
+        self._queue: WorkQueue[Key] = WorkQueue(clock, name="capture", metrics=self.metrics.queues)
         self._workers = Workers("capture", self._queue, self._saves.reconcile, threads=2)
         self._server = DecisionServer(
             settings.socket,
@@ -208,6 +215,10 @@ class Agent:
         self._view.stop()
         self._events.stop()
 
+    def export_spans(self, send: Callable[[Sequence[Span]], None]) -> None:
+        """Tell the traces of restores to somebody, from now on."""
+        self._traces.send = send
+
     def is_ready(self) -> bool:
         """Whether decisions can be made."""
         return self._view.is_synced()
@@ -248,6 +259,7 @@ class Agent:
             self._reports.forget_restore(decision.pod)
             self._reports.outcome(decision.pod, decision.outcome, reason=decision.reason)
             self.metrics.started(decision.outcome, decision.cause)
+            self._traces.unfetched(decision)
         if decision.outcome is Outcome.FELL_BACK:
             self._restores.fallbacks()
         if decision.internal:
@@ -273,10 +285,11 @@ class Agent:
             self._decider.prefetch(new)
         if new.is_ready and not (old and old.is_ready) and self._view.policy_of(new) is not None:
             threading.Thread(
-                target=self._learn_images, args=(new,), name="image-ids", daemon=True
+                target=self._became_ready, args=(new,), name="became-ready", daemon=True
             ).start()
 
-    def _learn_images(self, pod: Pod) -> None:
+    def _became_ready(self, pod: Pod) -> None:
+        self._traces.became_ready(pod)
         try:
             self._image_ids.of_pod(pod)
         except ImageIdUnknownError as error:
@@ -351,6 +364,7 @@ class Agent:
             self._knows_leftovers = self._progress.remove_left_behind(snapshots)
         self._housekeeping.sweep(alive)
         self._locks.keep_only(alive)
+        self._traces.keep_only(alive)
         self._saves.drop_unwanted_workload_saves(self._clock.now().timestamp())
         self._parting.forget_all_but({p.metadata.uid for p in self._view.pods.store.items()})
         self._queue_unfinished()

@@ -17,10 +17,9 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
-
-from opentelemetry import trace
 
 from backends.clock import Clock
 from backends.kube.errors import AlreadyExists, Conflict, NotFound
@@ -42,7 +41,6 @@ from schemas.storage_config import Location
 from statemachine.snapshot import State
 
 log = logging.getLogger(__name__)
-tracer = trace.get_tracer("podsnap.nodeexec.capture")
 
 MAX_ATTEMPTS: Final = 3
 # A save writes at hundreds of MB/s; far slower means that it hangs.
@@ -80,11 +78,17 @@ class CaptureJob:
     image_ids: dict[str, str]
     location: Location
     env_marks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    git_revision: str = ""
     stops: bool = False
     rootfs_only: bool = False
     ends_s: float | None = None
     on_written: Callable[[], None] | None = None
+
+
+@dataclass(slots=True)
+class _Known:
+    """A save's record as it grows, so that a failure tells how far it came."""
+
+    record: CaptureRecord
 
 
 @dataclass(slots=True)
@@ -120,34 +124,35 @@ class Capturer:
             StoppedError: the snapshot is not ours any more.
         """
         snapshot, record = self._claim(job, attempt)
-        with self._failing(snapshot, record):
-            return self._save(job, snapshot, record)
+        with self._failing(snapshot, record) as known:
+            return self._save(job, snapshot, known)
 
     def _save(
-        self, job: CaptureJob, snapshot: Snapshot, record: CaptureRecord
+        self, job: CaptureJob, snapshot: Snapshot, known: _Known
     ) -> tuple[Snapshot, CaptureRecord]:
-        directory = self.directory(snapshot, record.attempt)
+        directory = self.directory(snapshot, known.record.attempt)
         # A tar of files that change while it is written would be of no moment.
         held = job.stops or job.rootfs_only
         try:
-            with tracer.start_as_current_span(
-                "podsnap.checkpoint", attributes=_attributes(snapshot, record.attempt)
-            ):
-                self._check_space(job)
-                started_s = self.clock.monotonic_s()
-                if held:
-                    self._pause(job)
-                self._write_image(job, directory)
-                ended_s = self.clock.monotonic_s()
+            self._check_space(job)
+            started_s = self.clock.monotonic_s()
+            known.record = replace(known.record, frozen_at=self._now())
+            if held:
+                self._pause(job)
+            known.record = replace(known.record, dumping_at=self._now())
+            self._write_image(job, directory)
+            known.record = replace(
+                known.record,
+                dumped_at=self._now(),
+                checkpoint_s=self.clock.monotonic_s() - started_s,
+            )
             if held and not job.stops:
                 self.stopper.resume(job.sandbox)
             if job.on_written is not None:
                 if job.stops:
                     self.stopper.stop(job.sandbox, job.pod, going=True)
                 job.on_written()
-            sealed = self._sealed(
-                job, snapshot, record, directory, checkpoint_s=ended_s - started_s
-            )
+            sealed = self._sealed(job, snapshot, known, directory)
         except BaseException:
             if held:
                 self.stopper.resume(job.sandbox)
@@ -197,12 +202,12 @@ class Capturer:
         snapshot, record = self._claim(job, attempt)
         directory = self.directory(snapshot, attempt)
         shutil.rmtree(directory, ignore_errors=True)
-        with self._failing(snapshot, record):
+        with self._failing(snapshot, record) as known:
             written.rename(directory)
             try:
                 if job.stops:
                     self._pause(job)
-                sealed = self._sealed(job, snapshot, record, directory, checkpoint_s=0.0)
+                sealed = self._sealed(job, snapshot, known, directory)
             except BaseException:
                 if job.stops:
                     self.stopper.resume(job.sandbox)
@@ -237,29 +242,18 @@ class Capturer:
         return claimed, record
 
     def _sealed(
-        self,
-        job: CaptureJob,
-        snapshot: Snapshot,
-        record: CaptureRecord,
-        directory: Path,
-        *,
-        checkpoint_s: float,
+        self, job: CaptureJob, snapshot: Snapshot, known: _Known, directory: Path
     ) -> tuple[Snapshot, CaptureRecord]:
-        checkpointed_at = self._now()
+        known.record = record = replace(known.record, checkpointed_at=self._now())
         started_s = self.clock.monotonic_s()
-        with tracer.start_as_current_span(
-            "podsnap.seal", attributes=_attributes(snapshot, record.attempt)
-        ):
-            info = self._inspected(directory, job)
-            parts = seal(directory, info)
-            manifest = self._manifest(job, snapshot, record, parts)
-            # Its presence is what tells a restarted agent that this directory is whole.
-            _write_durably(directory / MANIFEST_NAME, manifest.to_bytes())
+        info = self._inspected(directory, job)
+        parts = seal(directory, info)
+        manifest = self._manifest(job, snapshot, record, parts)
+        # Its presence is what tells a restarted agent that this directory is whole.
+        _write_durably(directory / MANIFEST_NAME, manifest.to_bytes())
         record = replace(
             record,
-            checkpointed_at=checkpointed_at,
             sealed_at=self._now(),
-            checkpoint_s=checkpoint_s,
             seal_s=self.clock.monotonic_s() - started_s,
             size_bytes=manifest.size_bytes,
             sizes=saved_sizes(directory, manifest.size_bytes),
@@ -277,9 +271,15 @@ class Capturer:
             CaptureFailed: the bucket refused, or the sealed image is gone; that is recorded.
             StoppedError: the snapshot is not ours any more; nothing of it is left in the bucket.
         """
+        record = replace(record, uploading_at=self._now())
         with self._failing(snapshot, record):
-            digest = self._uploaded(snapshot, record, store)
-        record = replace(record, uploaded_at=self._now(), manifest_digest=digest)
+            manifest, digest = self._uploaded(snapshot, record, store)
+        record = replace(
+            record,
+            uploaded_at=self._now(),
+            upload_parts=len(manifest.parts),
+            manifest_digest=digest,
+        )
         url = record.location.url if record.location else ""
         text = f"{record.size_bytes / 1e6:.1f} MB stored in {url}"
         try:
@@ -295,46 +295,40 @@ class Capturer:
             self.cache.adopt(snapshot.metadata.uid, sealed)
         return written
 
-    def _uploaded(self, snapshot: Snapshot, record: CaptureRecord, store: ObjectStore) -> str:
+    def _uploaded(
+        self, snapshot: Snapshot, record: CaptureRecord, store: ObjectStore
+    ) -> tuple[Manifest, str]:
         directory = self.directory(snapshot, record.attempt)
         location = record.location
         if location is None:
             raise CaptureFailed("LocationLost", "the record names no bucket")
-        with tracer.start_as_current_span(
-            "podsnap.upload", attributes=_attributes(snapshot, record.attempt)
-        ) as span:
-            span.set_attribute("podsnap.bytes", record.size_bytes)
-            try:
-                manifest = Manifest.parse((directory / MANIFEST_NAME).read_bytes())
-                return upload(
-                    store,
-                    location,
-                    directory,
-                    manifest,
-                    cancelled=lambda: self.is_gone(snapshot),
-                )
-            except UploadCancelledError as error:
-                self._discard(snapshot, record, store)
-                raise StoppedError("the PodSnapshot was deleted during the upload") from error
-            except (StoreError, OSError, ValueError) as error:
-                self._discard(snapshot, record, store)
-                raise CaptureFailed(
-                    "UploadFailed",
-                    f"the image could not be stored in {location.url}: {error}; "
-                    "mend the bucket and create a new trigger",
-                ) from error
+        try:
+            manifest = Manifest.parse((directory / MANIFEST_NAME).read_bytes())
+            gone = partial(self.is_gone, snapshot)
+            return manifest, upload(store, location, directory, manifest, cancelled=gone)
+        except UploadCancelledError as error:
+            self._discard(snapshot, record, store)
+            raise StoppedError("the PodSnapshot was deleted during the upload") from error
+        except (StoreError, OSError, ValueError) as error:
+            self._discard(snapshot, record, store)
+            raise CaptureFailed(
+                "UploadFailed",
+                f"the image could not be stored in {location.url}: {error}; "
+                "mend the bucket and create a new trigger",
+            ) from error
 
     @contextlib.contextmanager
-    def _failing(self, snapshot: Snapshot, record: CaptureRecord) -> Iterator[None]:
+    def _failing(self, snapshot: Snapshot, record: CaptureRecord) -> Iterator[_Known]:
         """Record whatever ends a claimed save, so that none of them is left as it is."""
+        known = _Known(record)
         try:
-            yield
+            yield known
         except CaptureFailed as failed:
-            self._fail(snapshot, record, failed.failure)
+            self._fail(snapshot, known.record, failed.failure)
             raise
         except OSError as error:
             failure = CaptureFailed("NodeError", f"on node {self.node}: {error}")
-            self._fail(snapshot, record, failure.failure)
+            self._fail(snapshot, known.record, failure.failure)
             raise failure from error
         except StoppedError:
             shutil.rmtree(self.directory(snapshot, record.attempt), ignore_errors=True)
@@ -346,7 +340,7 @@ class Capturer:
         self._write(
             lambda: self.status.write(
                 snapshot,
-                replace(record, failure=failure),
+                replace(record, failure=failure, failed_at=self._now()),
                 State.FAILED,
                 f"{failure.reason}: {failure.message}",
             ),
@@ -362,6 +356,7 @@ class Capturer:
             pod_name=pod.metadata.name if pod else snapshot.origin_pod,
             pod_uid=pod.metadata.uid if pod else snapshot.origin_pod_uid,
             claimed_at=self._now(),
+            failed_at=self._now(),
             failure=failure,
         )
         text = f"{failure.reason}: {failure.message}"
@@ -461,7 +456,6 @@ class Capturer:
     def _manifest(
         self, job: CaptureJob, snapshot: Snapshot, record: CaptureRecord, parts: tuple[Part, ...]
     ) -> Manifest:
-        context = trace.get_current_span().get_span_context()
         return Manifest(
             snapshot_uid=snapshot.metadata.uid,
             snapshot_name=snapshot.metadata.name,
@@ -474,8 +468,8 @@ class Capturer:
             image_ids=record.image_ids,
             origin_node=self.node,
             origin_pod=job.pod.metadata.name,
-            git_revision=job.git_revision,
-            trace_id=trace.format_trace_id(context.trace_id) if context.is_valid else "",
+            git_revision=snapshot.git_revision,
+            trace_id=snapshot.trace_id,
         )
 
     def _write(self, write: Callable[[], Snapshot], *, of: Snapshot) -> Snapshot:
@@ -508,11 +502,3 @@ def _write_durably(path: Path, text: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(path)
-
-
-def _attributes(snapshot: Snapshot, attempt: int) -> dict[str, str | int]:
-    return {
-        "k8s.namespace.name": snapshot.metadata.namespace,
-        "podsnap.snapshot.name": snapshot.metadata.name,
-        "podsnap.attempt": attempt,
-    }

@@ -35,26 +35,31 @@ def agent(settings_path: Path) -> None:
         HttpEndpoint,
         api_request_counter,
         configure_logging,
-        configure_tracing,
+        metrics_export,
+        span_export,
     )
     from nodeexec.agent import Agent
     from nodeexec.runsc import RunscError
     from nodeexec.settings import AgentSettings, SettingsError
 
     configure_logging()
-    configure_tracing("podsnap-agent")
     try:
         settings = AgentSettings.read(settings_path)
     except SettingsError as error:
         raise click.ClickException(str(error)) from error
     transport = Transport.from_kubeconfig(settings.kubeconfig, user_agent="podsnap-agent")
+    clock = SystemClock()
     try:
-        node = Agent(settings, KubeClient(transport), SystemClock())
+        node = Agent(settings, KubeClient(transport), clock)
     except (RunscError, OSError) as error:
         raise click.ClickException(
             f"runsc at {settings.runsc} cannot be used ({error}); see `podsnap-node doctor`"
         ) from error
     transport.on_answer = api_request_counter(node.metrics.registry)
+    spans = span_export("podsnap-agent", node.metrics.registry, clock)
+    if spans is not None:
+        node.export_spans(spans)
+    metrics = metrics_export("podsnap-agent", node.metrics.registry, clock)
     endpoint = HttpEndpoint(
         settings.metrics_address,
         registry=node.metrics.registry,
@@ -65,9 +70,15 @@ def agent(settings_path: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
     endpoint.start()
+    if metrics is not None:
+        metrics.start()
     node.start()
     stopped.wait()
     node.stop()
+    if spans is not None:
+        spans.stop()
+    if metrics is not None:
+        metrics.stop()
     endpoint.stop()
     transport.close()
 

@@ -1,16 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent's metrics. Label values come from closed sets, never from names of objects.
 
-``docs/reference/metrics.md`` explains them.
+The phases have the names of the trace's spans and are read from the same records, so that a slow
+histogram and a slow trace speak of the same thing. A phase whose instants nobody recorded is not
+counted, least of all as zero. ``docs/reference/metrics.md`` explains them.
 """
+
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from policies.verdict import Reason
+from backends.queue_metrics import QueueMetrics
+from policies.verdict import COLD_START_REASONS, Reason
+from schemas.instants import parse_time
+from schemas.restore_times import RestoreTimes
 from schemas.snapshot import CaptureRecord
 from statemachine.restore import Outcome
 
-_SECONDS = (0.001, 0.005, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+SAVE_PHASES: Final = ("freeze", "dump", "seal", "upload")
+RESTORE_PHASES: Final = ("decision", "fetch", "verify", "runsc_restore", "pod_ready")
+
+_SECONDS: Final = (0.001, 0.005, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 
 
 class AgentMetrics:
@@ -19,51 +29,94 @@ class AgentMetrics:
     def __init__(self) -> None:
         """Register everything, at zero."""
         self.registry = CollectorRegistry()
+        self.queues = QueueMetrics(self.registry)
         self.decisions = Counter(
-            "podsnap_decisions", "Sandboxes decided on.", ["outcome"], registry=self.registry
+            "podsnap_decisions",
+            "Sandboxes that were asked about, of ungoverned Pods too.",
+            ["outcome"],
+            registry=self.registry,
         )
         for outcome in Outcome:
             self.decisions.labels(outcome=outcome)
         self.starts = Counter(
             "podsnap_pod_starts",
-            "Starts of governed Pods that were told on them, and why they were cold.",
+            "Starts of governed Pods, each when it is told on the Pod, and why they were cold.",
             ["outcome", "reason"],
             registry=self.registry,
         )
         self.starts.labels(outcome=Outcome.RESTORED, reason="")
-        self.starts.labels(outcome=Outcome.COLD, reason=Reason.NO_SNAPSHOT_YET)
-        self.decision_seconds = Histogram(
-            "podsnap_decision_seconds",
-            "Time from question to answer, fetches included.",
-            registry=self.registry,
-            buckets=_SECONDS,
+        for reason in sorted(COLD_START_REASONS):
+            for outcome in self._outcomes(reason):
+                self.starts.labels(outcome=outcome, reason=reason)
+        self.decision_seconds = self._seconds(
+            "podsnap_decision_seconds", "Time from question to answer, fetches included."
         )
-        self.restores = Counter(
-            "podsnap_restores", "Pods restored and reported.", registry=self.registry
+        self.restores = self._count("podsnap_restores", "Restores that were complete.")
+        self.restore_phases = self._seconds(
+            "podsnap_restore_phase_seconds", "Time of each phase of a restore.", RESTORE_PHASES
         )
-        self.saves = Counter("podsnap_saves", "Saves stored in a bucket.", registry=self.registry)
-        self.failed_saves = Counter(
-            "podsnap_failed_saves", "Saves that failed.", registry=self.registry
-        )
+        self.saves = self._count("podsnap_saves", "Saves in the bucket.")
+        self.failed_saves = self._count("podsnap_failed_saves", "Saves that failed.")
         self.saving = Gauge("podsnap_saving", "Saves that run now.", registry=self.registry)
-        self.checkpoint_seconds = Histogram(
-            "podsnap_checkpoint_seconds",
-            "Time that runsc wrote, which is how long the Pod paused.",
-            registry=self.registry,
-            buckets=_SECONDS,
+        self.save_phases = self._seconds(
+            "podsnap_save_phase_seconds",
+            "Time of each phase of a save; the Pod stands still for `freeze`, which has `dump` "
+            "in it.",
+            SAVE_PHASES,
         )
-        self.seal_seconds = Histogram(
-            "podsnap_seal_seconds",
-            "Time for digests and fsync.",
-            registry=self.registry,
-            buckets=_SECONDS,
+        self.uploaded_bytes = self._count(
+            "podsnap_uploaded_bytes", "Bytes of saves that are in the bucket."
+        )
+        self.fetched_bytes = self._count(
+            "podsnap_fetched_bytes", "Bytes of images that came from a bucket."
         )
 
     def started(self, outcome: Outcome, cause: Reason | None) -> None:
         """Count a start; only a restored Pod has no cause."""
         self.starts.labels(outcome=outcome, reason=cause or "").inc()
 
-    def observe_save(self, record: CaptureRecord) -> None:
-        """Count the phases of a sealed save."""
-        self.checkpoint_seconds.observe(record.checkpoint_s)
-        self.seal_seconds.observe(record.seal_s)
+    def sealed(self, record: CaptureRecord) -> None:
+        """Count the phases of a save until its image is whole on this node."""
+        self._save_phase("freeze", record.frozen_at, record.dumped_at)
+        self._save_phase("dump", record.dumping_at, record.dumped_at)
+        self._save_phase("seal", record.checkpointed_at, record.sealed_at)
+
+    def uploaded(self, record: CaptureRecord) -> None:
+        """Count a save that is in the bucket."""
+        self.saves.inc()
+        self.uploaded_bytes.inc(record.size_bytes)
+        self._save_phase("upload", record.uploading_at, record.uploaded_at)
+
+    def restored(self, times: RestoreTimes) -> None:
+        """Count the phases of a restore, as far as they are known."""
+        for phase, began_s, ended_s in (
+            ("decision", times.asked_s, times.decided_s),
+            ("fetch", times.fetching_s, times.fetched_s),
+            ("verify", times.verifying_s, times.verified_s),
+            ("runsc_restore", times.restoring_s, times.restored_s),
+            ("pod_ready", times.restored_s, times.ready_s),
+        ):
+            if began_s and ended_s:
+                self.restore_phases.labels(phase=phase).observe(max(ended_s - began_s, 0.0))
+
+    def _save_phase(self, phase: str, began_at: str, ended_at: str) -> None:
+        began, ended = parse_time(began_at), parse_time(ended_at)
+        if began is not None and ended is not None:
+            took_s = max((ended - began).total_seconds(), 0.0)
+            self.save_phases.labels(phase=phase).observe(took_s)
+
+    def _count(self, name: str, text: str) -> Counter:
+        return Counter(name, text, registry=self.registry)
+
+    def _seconds(self, name: str, text: str, phases: tuple[str, ...] = ()) -> Histogram:
+        labels = ["phase"] if phases else []
+        found = Histogram(name, text, labels, registry=self.registry, buckets=_SECONDS)
+        for phase in phases:
+            found.labels(phase=phase)
+        return found
+
+    @staticmethod
+    def _outcomes(reason: Reason) -> tuple[Outcome, ...]:
+        if reason is Reason.RESTORE_FAILED:
+            return (Outcome.FELL_BACK,)
+        return (Outcome.COLD, Outcome.COLD_DESPITE_SNAPSHOT)

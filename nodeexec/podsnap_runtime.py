@@ -28,6 +28,7 @@ SKIPPED = "podsnap-skipped"  # in the bundle of an init container that a restore
 PAUSED = "podsnap-paused"  # the agent is about to pause the sandbox, or did
 ENDED = "podsnap-ended"  # in a container's bundle: it is ended after a save, which is no failure
 OOM_CONSTANT = 0
+EMPTY_TRACEPARENT = "TRACEPARENT="
 FIRST_ANSWER_S = 1.0
 REPORT_S = 2.0
 MESSAGE_LIMIT = 1024
@@ -293,6 +294,7 @@ def write_mark(
         "reason": reason,
         "blame": blame,
         "at": time.time(),
+        "times": (decision.get("restore") or {}).get("times") or {},
     }
     try:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
@@ -519,6 +521,8 @@ def create_governed(
         if os.path.exists(files) and not spec["root"].get("readonly"):
             annotations[f"{ROOTFS_TAR}rootfs.upper.{name}"] = files
             allow_rootfs_tar(call)
+    if restore:
+        join_trace(spec, restore.get("traceparent", ""))
     set_oom_constant(bundle, spec)
     store(os.path.join(bundle, CONFIG), spec)
     if not restore and shares_lost_volumes(call, decision, spec):
@@ -536,6 +540,17 @@ def create_governed(
         call.tell(f"{reason}; the Pod starts cold")
         return 1
     return None
+
+
+def join_trace(spec: "dict[str, Any]", traceparent: str) -> None:
+    """Fill in the trace context of the restore where the Pod's spec has it with an empty value.
+
+    The program finds it in /proc/gvisor/spec_environ; its own environment is memory.
+    """
+    env = (spec.get("process") or {}).get("env") or []
+    for n, variable in enumerate(env):
+        if variable == EMPTY_TRACEPARENT:
+            env[n] = EMPTY_TRACEPARENT + traceparent
 
 
 def shares_lost_volumes(call: Call, decision: "dict[str, Any]", spec: "dict[str, Any]") -> bool:

@@ -13,11 +13,8 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
-
-from opentelemetry import context, trace
 
 from backends.clock import Clock
 from backends.objects.interface import ObjectStore, StoreError
@@ -27,15 +24,17 @@ from nodeexec.node_cache import DamagedError, FetchError, NodeCache
 from nodeexec.restore_progress import RunningRestores
 from policies.matching import Candidate, Choice, awaited, choose
 from policies.verdict import Reason
+from schemas.instants import parse_time
 from schemas.pod import Pod
 from schemas.policy import Policy, TriggerType
 from schemas.policy_options import GATE_LIMIT_S
+from schemas.restore_times import RestoreTimes
 from schemas.snapshot import Compatibility, Snapshot
 from schemas.storage_config import Location
 from statemachine.restore import Outcome
+from statemachine.trace import restore_traceparent
 
 log = logging.getLogger(__name__)
-tracer = trace.get_tracer("podsnap.nodeexec.restore")
 
 # The successor of a Pod that was saved when it went waits without an opt-in.
 _SUCCESSOR_GATE_S: Final = 30.0
@@ -51,7 +50,8 @@ _SLOWEST_BYTES_PER_S: Final = 20e6
 class Decision:
     """The answer for one sandbox, and what to tell about it once it is given.
 
-    A Pod that starts cold has a cause, and a sentence about it.
+    A Pod that starts cold has a cause, and a sentence about it. ``unfetched`` is the snapshot that
+    was chosen and whose bytes could not be had.
     """
 
     pod: Pod | None = None
@@ -63,6 +63,8 @@ class Decision:
     outcome: Outcome = Outcome.COLD
     cause: Reason | None = None
     reason: str = ""
+    unfetched: Snapshot | None = None
+    times: RestoreTimes | None = None
 
     def to_answer(self) -> dict[str, Any]:
         """Render for the runtime."""
@@ -91,6 +93,12 @@ class Decision:
                     _RESTORE_FLOOR_S + capture.size_bytes / _SLOWEST_BYTES_PER_S, _DEADLINE_S
                 ),
             }
+            if self.pod is not None and self.times is not None:
+                # For the trace: the runtime keeps them beside the bundle, and tells the program.
+                answer["restore"]["times"] = self.times.until_answer()
+                answer["restore"]["traceparent"] = restore_traceparent(
+                    self.snapshot, self.pod.metadata.uid
+                )
         return answer
 
 
@@ -107,11 +115,14 @@ class RestoreDecider:
     progress: RunningRestores
     contents: MountedContent
     clock: Clock
+    on_fetched: Callable[[int], None] = lambda _bytes: None
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _fetches: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(8, thread_name_prefix="fetch")
     )
     _running: dict[str, Future[Path]] = field(default_factory=dict)
+    # When the bytes of each snapshot began to come, and when they were all here.
+    _fetched: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def decide(
         self,
@@ -128,19 +139,16 @@ class RestoreDecider:
         ``cold`` is the record of an earlier failed restore of this Pod; ``hold`` is called with a
         number of seconds if the answer has to wait for a save or a fetch.
         """
-        with tracer.start_as_current_span(
-            "podsnap.decide",
-            attributes={"k8s.namespace.name": namespace, "k8s.pod.name": name},
-        ) as span:
-            decision = self._decide(namespace, name, uid, cold, hold)
-            if decision.pod is not None and decision.policy is not None:
-                self.contents.note(sandbox, decision.pod, decision.policy)
-                # Last, because nobody owns the directory until the runtime has the answer.
-                internal = self._internal(decision.policy, sandbox)
-                decision = replace(decision, internal=internal, enable=bool(internal))
-            span.set_attribute("podsnap.outcome", decision.outcome)
-            span.set_attribute("podsnap.reason", decision.reason)
-            return decision
+        asked_s = self._now_s()
+        decision = self._decide(namespace, name, uid, cold, hold)
+        if decision.times is not None:
+            decision = replace(decision, times=replace(decision.times, asked_s=asked_s))
+        if decision.pod is not None and decision.policy is not None:
+            self.contents.note(sandbox, decision.pod, decision.policy)
+            # Last, because nobody owns the directory until the runtime has the answer.
+            internal = self._internal(decision.policy, sandbox)
+            decision = replace(decision, internal=internal, enable=bool(internal))
+        return decision
 
     def snapshot_changed(self) -> None:
         """Wake up whoever waits for a snapshot in the making."""
@@ -229,6 +237,14 @@ class RestoreDecider:
         ends_s: float,
     ) -> Decision:
         uid = snapshot.metadata.uid
+        times = RestoreTimes(
+            namespace=pod.metadata.namespace,
+            pod_name=pod.metadata.name,
+            pod_uid=pod.metadata.uid,
+            node=pod.node_name,
+            decided_s=self._now_s(),
+        )
+        untold = replace(base, unfetched=snapshot, times=times)
         image = self.cache.lookup(uid)
         if image is None:
             hold(GATE_LIMIT_S + 1)
@@ -238,17 +254,36 @@ class RestoreDecider:
                     image = self._fetch(snapshot).result(timeout=left_s)
             except DamagedError as error:
                 text = f"PodSnapshot {snapshot.metadata}: {error}"
-                return _despite(base, Reason.BYTES_DAMAGED, text)
+                return _despite(untold, Reason.BYTES_DAMAGED, text)
             except FetchError as error:
                 text = f"PodSnapshot {snapshot.metadata}: {error}"
-                return _despite(base, Reason.FETCH_FAILED, text)
+                return _despite(untold, Reason.FETCH_FAILED, text)
             except FutureTimeoutError:
                 text = (
                     f"PodSnapshot {snapshot.metadata} was not fetched within {left_s:.0f} s; the "
                     "fetch goes on for later Pods"
                 )
-                return _despite(base, Reason.FETCH_TOO_SLOW, text)
-        return replace(base, outcome=Outcome.RESTORED, snapshot=snapshot, image_dir=image)
+                return _despite(untold, Reason.FETCH_TOO_SLOW, text)
+        times = self._with_fetch(times, snapshot, pod)
+        return replace(
+            base, outcome=Outcome.RESTORED, snapshot=snapshot, image_dir=image, times=times
+        )
+
+    def _with_fetch(self, times: RestoreTimes, snapshot: Snapshot, pod: Pod) -> RestoreTimes:
+        """Add when the bytes came, if they came for this Pod, and until when they were verified."""
+        now_s = self._now_s()
+        fetching_s, fetched_s = self._fetched.get(snapshot.metadata.uid, (0.0, 0.0))
+        created = parse_time(pod.metadata.creation_timestamp)
+        if created is None or fetching_s < created.timestamp():
+            # They were here; what was done now is to see whether they are still what was verified.
+            return replace(times, verifying_s=times.decided_s, verified_s=now_s)
+        return replace(
+            times,
+            fetching_s=fetching_s,
+            fetched_s=fetched_s,
+            verifying_s=fetched_s,
+            verified_s=max(now_s, fetched_s),
+        )
 
     def _after_failure(self, base: Decision, cold: Mapping[str, Any]) -> Decision:
         reason = str(cold.get("reason", ""))
@@ -276,34 +311,33 @@ class RestoreDecider:
         running = self._running.get(uid)
         if running is None or running.done():
             self._running = {u: f for u, f in self._running.items() if not f.done()}
-            running = self._fetches.submit(self._fetch_now, snapshot, context.get_current())
+            running = self._fetches.submit(self._fetch_now, snapshot)
             self._running[uid] = running
         return running
 
-    def _fetch_now(self, snapshot: Snapshot, asked_in: context.Context) -> Path:
+    def _fetch_now(self, snapshot: Snapshot) -> Path:
         capture = snapshot.capture
         if capture is None or capture.location is None:
             raise FetchError("the snapshot records no place of its bytes")
-        with tracer.start_as_current_span(
-            "podsnap.fetch",
-            context=asked_in,  # a pool's thread does not inherit it
-            attributes={
-                "k8s.namespace.name": snapshot.metadata.namespace,
-                "podsnap.snapshot.name": snapshot.metadata.name,
-                "podsnap.bytes": capture.size_bytes,
-            },
-        ):
-            try:
-                return self.cache.fetch(
-                    snapshot,
-                    self.open_store(capture.location),
-                    on_progress=partial(self.progress.fetched, snapshot.metadata.uid),
-                )
-            except DamagedError as error:
-                self.on_damage(snapshot, str(error))
-                raise
-            except StoreError as error:
-                raise FetchError(str(error)) from error
+        uid = snapshot.metadata.uid
+        began_s = self._now_s()
+
+        def came(done_bytes: int, total_bytes: int) -> None:
+            self.progress.fetched(uid, done_bytes, total_bytes)
+            if done_bytes == total_bytes:
+                self._fetched[uid] = (began_s, self._now_s())
+                self.on_fetched(total_bytes)
+
+        try:
+            return self.cache.fetch(snapshot, self.open_store(capture.location), on_progress=came)
+        except DamagedError as error:
+            self.on_damage(snapshot, str(error))
+            raise
+        except StoreError as error:
+            raise FetchError(str(error)) from error
+
+    def _now_s(self) -> float:
+        return self.clock.now().timestamp()
 
 
 def _despite(base: Decision, cause: Reason, reason: str) -> Decision:

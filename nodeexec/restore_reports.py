@@ -19,6 +19,7 @@ from nodeexec.metrics import AgentMetrics
 from nodeexec.pod_reports import PodReports
 from nodeexec.restore_counts import RestoreCounts
 from nodeexec.restore_progress import RunningRestores
+from nodeexec.restore_traces import RestoreTraces
 from nodeexec.runsc import Runsc, RunscError, RunscTimeoutError
 from nodeexec.sandboxes import (
     ColdMark,
@@ -57,6 +58,7 @@ class RestoreReports:
     clock: Clock
     metrics: AgentMetrics
     locks: SandboxLocks
+    traces: RestoreTraces
     _done_since_s: dict[str, float] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
@@ -126,6 +128,7 @@ class RestoreReports:
                     continue  # another thread was first
                 mark_told(mark)
             self.progress.ended(pod.metadata.uid)
+            self.traces.fell_back(pod, mark, cold)
             self.metrics.started(Outcome.FELL_BACK, Reason.RESTORE_FAILED)
             self._count(pod, cold)
             self.reports.outcome(pod, Outcome.FELL_BACK, snapshot=cold.snapshot, reason=cold.reason)
@@ -157,6 +160,7 @@ class RestoreReports:
             return
         limit_s = ready_limit_s(pod)
         if pod.are_containers_ready or pod.is_over:
+            self.traces.restored(sandbox, pod)
             if since_s > _SETTLED_S or pod.is_over:
                 attempt.unlink(missing_ok=True)
                 self._settled(sandbox)

@@ -18,8 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from opentelemetry import trace
-
 from backends.objects.interface import ObjectStore
 from nodeexec.capture import MAX_ATTEMPTS, CaptureFailed, CaptureJob, Capturer, StoppedError
 from nodeexec.cluster_view import ClusterView
@@ -43,7 +41,6 @@ from schemas.snapshot import CaptureRecord, Compatibility, Failure, Snapshot
 from schemas.storage_config import Location
 
 log = logging.getLogger(__name__)
-tracer = trace.get_tracer("podsnap.nodeexec.saves")
 
 Key = tuple[str, str]
 
@@ -342,7 +339,6 @@ class NodeSaves:
             image_ids=image_ids,
             env_marks={} if policy.rootfs_only else env_marks(pod, pod.metadata.namespace),
             location=location,
-            git_revision=policy.git_revision or "",
             stops=policy.stops,
             rootfs_only=policy.rootfs_only,
         )
@@ -392,22 +388,13 @@ class NodeSaves:
     def _carry_through(
         self, snapshot: Snapshot, save: Callable[[], tuple[Snapshot, CaptureRecord]], pod: Pod
     ) -> None:
-        # One span over all phases: a snapshot's life on its node is one trace.
-        with tracer.start_as_current_span(
-            "podsnap.save",
-            attributes={
-                "k8s.namespace.name": snapshot.metadata.namespace,
-                "k8s.pod.name": pod.metadata.name,
-                "podsnap.snapshot.name": snapshot.metadata.name,
-            },
-        ):
-            try:
-                sealed, record = save()
-            except CaptureFailed as failed:
-                self._tell_failure(snapshot, failed.failure, pod)
-                return
-            self.metrics.observe_save(record)
-            self._store_sealed(sealed, pod)
+        try:
+            sealed, record = save()
+        except CaptureFailed as failed:
+            self._tell_failure(snapshot, failed.failure, pod)
+            return
+        self.metrics.sealed(record)
+        self._store_sealed(sealed, pod)
 
     def _store_sealed(self, sealed: Snapshot, pod: Pod | None) -> None:
         record = sealed.capture
@@ -418,7 +405,7 @@ class NodeSaves:
         except CaptureFailed as failed:
             self._tell_failure(sealed, failed.failure, pod)
             return
-        self.metrics.saves.inc()
+        self.metrics.uploaded(stored.capture or record)
         if pod is not None:
             self.reports.saved(pod, stored)
 

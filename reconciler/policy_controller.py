@@ -24,6 +24,7 @@ from policies.ready_saves import ReadyInput, became_ready_lately, due_when_ready
 from policies.selection import group_labels
 from reconciler.cluster_cache import ClusterCache
 from reconciler.controller import Key
+from reconciler.policy_origin import PolicyOrigins
 from schemas.conditions import Condition, render_conditions
 from schemas.instants import to_micro_time, to_time
 from schemas.metadata import Metadata
@@ -115,8 +116,10 @@ class PolicyController:
         return name, present
 
     def _create(self, name: str, candidate: Candidate, identity: str) -> None:
+        pod, policy = candidate.pod, candidate.policy
         now = to_micro_time(self.clock.now())
-        body = automatic_snapshot(name, candidate.pod, candidate.policy, identity=identity, now=now)
+        origin = PolicyOrigins(self.client).of(policy)
+        body = automatic_snapshot(name, pod, policy, identity=identity, now=now, origin=origin)
         self.client.create_once(POD_SNAPSHOTS, body, field_manager=CONTROLLER_MANAGER)
 
     def _condition(self, policy: Policy) -> Condition:

@@ -6,7 +6,7 @@ storage config nor the node needs to exist any more.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from policies.obsolescence import Standing, standing_of
 from reconciler.cluster_cache import ClusterCache
 from reconciler.controller import Key
 from reconciler.demand_book import DemandBook
+from reconciler.policy_origin import PolicyOrigins
 from schemas.conditions import Condition, render_conditions
 from schemas.instants import to_micro_time, to_time
 from schemas.names import (
@@ -28,12 +29,15 @@ from schemas.names import (
     CHECKPOINT,
     CONTROLLER_MANAGER,
     FINALIZER,
+    POLICY_ORIGIN_ANNOTATION,
     QUARANTINE_ANNOTATION,
     QUARANTINE_LIFTED,
     READY,
     STORAGE_REPLICATED,
+    TRACEPARENT_ANNOTATION,
 )
 from schemas.snapshot import RECORD_VERSION, CaptureRecord, ControlRecord, Failure, Snapshot
+from schemas.span import Span
 from schemas.storage_config import Location
 from statemachine.snapshot import (
     Effect,
@@ -46,6 +50,7 @@ from statemachine.snapshot import (
     recorded_state,
     step,
 )
+from statemachine.trace import save_spans, save_traceparent
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +62,7 @@ _LOST: Final = "AgentLost"
 _POD_GONE: Final = "PodGone"
 # The node of a record that no node wrote.
 _NOBODY: Final = "none"
+_ENDED: Final = {State.AVAILABLE, State.OBSOLETE, State.FAILED}
 
 
 @dataclass(slots=True)
@@ -68,6 +74,8 @@ class SnapshotController:
     clock: Clock
     open_store: Callable[[Location], ObjectStore]
     demands: DemandBook
+    # Who takes the spans of a save that has ended, if anybody does.
+    send_spans: Callable[[Sequence[Span]], None] | None = None
     _signs_of_life: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def reconcile(self, key: Key) -> float | None:
@@ -103,6 +111,41 @@ class SnapshotController:
             self._announce_waiting(snapshot)
         waiting = outcome.state in {State.PENDING, State.CHECKPOINTING, State.UPLOADING}
         return _LOOK_AGAIN_S if waiting else standing.look_again_s
+
+    def _trace(self, snapshot: Snapshot) -> None:
+        """Tell the spans of a save that has ended; the annotation says that it was done.
+
+        A kill in between tells them twice, with the same ids.
+        """
+        annotations = {TRACEPARENT_ANNOTATION: save_traceparent(snapshot)}
+        policy = self.cache.policies.store.get(snapshot.metadata.namespace, snapshot.policy_name)
+        if policy is not None and not snapshot.origin.applied_at:
+            # A node made the snapshot, or the tool had not written its status yet.
+            origin = PolicyOrigins(self.client).of(policy)
+            if snapshot.git_revision in {"", origin.revision}:
+                annotations[POLICY_ORIGIN_ANNOTATION] = origin.to_annotation()
+        if self.send_spans is not None:
+            metadata = snapshot.metadata
+            known = {**metadata.annotations, **annotations}
+            traced = replace(snapshot, metadata=replace(metadata, annotations=known))
+            self.send_spans(save_spans(traced))
+        patch = {
+            "metadata": {
+                "annotations": annotations,
+                "resourceVersion": snapshot.metadata.resource_version,
+                "uid": snapshot.metadata.uid,
+            }
+        }
+        try:
+            self.client.merge_patch(
+                POD_SNAPSHOTS,
+                snapshot.metadata.name,
+                patch,
+                namespace=snapshot.metadata.namespace,
+                field_manager=CONTROLLER_MANAGER,
+            )
+        except (NotFound, Conflict):
+            return  # gone, or changed since: that change queued the key again
 
     def _lift_quarantine(self, snapshot: Snapshot) -> None:
         """Forget what is known against a snapshot, then the wish, so that it can come again."""
@@ -237,10 +280,14 @@ class SnapshotController:
         )
 
     def _control(self, snapshot: Snapshot, outcome: Step, standing: Standing) -> ControlRecord:
+        now = to_micro_time(self.clock.now())
+        was_ready = any(e.state == State.AVAILABLE for e in snapshot.control.story)
+        is_first = outcome.state is State.AVAILABLE and not was_ready
         return ControlRecord(
-            extend_story(snapshot, outcome, now=to_micro_time(self.clock.now())),
+            extend_story(snapshot, outcome, now=now),
             unwanted_since=standing.unwanted_since,
             unrunnable_since=standing.unrunnable_since,
+            ready_at=now if is_first else snapshot.control.ready_at,
         )
 
     def _write(self, snapshot: Snapshot, outcome: Step, standing: Standing) -> None:
@@ -248,6 +295,8 @@ class SnapshotController:
         control = self._control(snapshot, outcome, standing)
         same = ready.says_the_same_as(snapshot.conditions.get(READY))
         if same and control == snapshot.control:
+            if not snapshot.traceparent and outcome.state in _ENDED:
+                self._trace(snapshot)  # what was judged stands, so the record is whole
             return
         capture = snapshot.capture
         # What was once taken away must stand in every later apply, or it would be removed.

@@ -19,6 +19,7 @@ from policies.new_snapshots import manual_snapshot
 from policies.selection import governing_policy
 from reconciler.cluster_cache import ClusterCache
 from reconciler.controller import Key
+from reconciler.policy_origin import PolicyOrigins
 from schemas.conditions import Condition, render_conditions
 from schemas.instants import to_micro_time, to_time
 from schemas.names import API_VERSION, CONTROLLER_MANAGER, TRIGGERED
@@ -61,7 +62,8 @@ class TriggerController:
             if self._was_created(trigger):
                 return None  # the view is old; what it lacks queues the key again
             now = to_micro_time(self.clock.now())
-            body = manual_snapshot(name, pod, policy, by=trigger, now=now)
+            origin = PolicyOrigins(self.client).of(policy)
+            body = manual_snapshot(name, pod, policy, by=trigger, now=now, origin=origin)
             self.client.create_once(POD_SNAPSHOTS, body, field_manager=CONTROLLER_MANAGER)
             created = True
         if outcome.condition is not None:

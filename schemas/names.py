@@ -27,11 +27,19 @@ TRIGGER_UID_ANNOTATION: Final = f"{OWN_GROUP}/trigger-uid"
 TRIGGER_TYPE_ANNOTATION: Final = f"{OWN_GROUP}/trigger-type"
 GIT_SOURCE_ANNOTATION: Final = f"{OWN_GROUP}/git-source"
 GIT_REVISION_ANNOTATION: Final = f"{OWN_GROUP}/git-revision"
+GIT_SOURCE_FINALIZER: Final = f"{OWN_GROUP}/git-source-finalizer"
+# Which commit brought the policy of a snapshot, and when (schemas.policy_origin).
+POLICY_ORIGIN_ANNOTATION: Final = f"{OWN_GROUP}/policy-origin"
+# W3C trace context of a snapshot's save; also the mark that its spans were handed over.
+TRACEPARENT_ANNOTATION: Final = f"{OWN_GROUP}/traceparent"
 # metadata.creationTimestamp has whole seconds, too coarse for the story of a save.
 CREATED_AT_ANNOTATION: Final = f"{OWN_GROUP}/created-at"
 ORIGIN_NODE_LABEL: Final = f"{OWN_GROUP}/origin-node"
 IDENTITY_LABEL: Final = f"{OWN_GROUP}/identity"
 NODE_FACTS_ANNOTATION: Final = f"{OWN_GROUP}/node-facts"
+
+# What Argo CD tracks by, where it was told to track by label.
+ARGO_INSTANCE_LABEL: Final = "app.kubernetes.io/instance"
 
 # -- what users set to get more than the contract has
 GATE_ANNOTATION: Final = f"{OWN_GROUP}/gate"
@@ -43,6 +51,8 @@ SAVE_SELECTOR_ANNOTATION: Final = f"{OWN_GROUP}/save-selector"
 STRICT_IDENTITY_ANNOTATION: Final = f"{OWN_GROUP}/strict-identity"
 KEEP_LAST_ANNOTATION: Final = f"{OWN_GROUP}/keep-last"
 OBSOLETE_TTL_ANNOTATION: Final = f"{OWN_GROUP}/obsolete-ttl"
+REQUESTED_AT_ANNOTATION: Final = f"{OWN_GROUP}/requestedAt"
+ALLOW_PRUNE_ANNOTATION: Final = f"{OWN_GROUP}/allow-prune"
 
 # -- field managers (who writes what: ARCHITECTURE.md, section 2)
 CONTROLLER_MANAGER: Final = "podsnap-controller"
@@ -57,6 +67,9 @@ AGENT_MANAGER: Final = "podsnap-agent"
 CHECKPOINT: Final = "Checkpoint"
 STORAGE_REPLICATED: Final = "StorageReplicated"
 READY: Final = "Ready"
+# Beside Ready on a GitSource, as kstatus reads them: there only while they are true.
+RECONCILING: Final = "Reconciling"
+STALLED: Final = "Stalled"
 TRIGGERED: Final = "Triggered"
 POD_RESTORED: Final = "PodRestored"
 

@@ -8,8 +8,9 @@ from typing import Any, Self
 
 from schemas.conditions import Condition, parse_conditions
 from schemas.metadata import Metadata
-from schemas.names import GIT_REVISION_ANNOTATION
+from schemas.names import GIT_REVISION_ANNOTATION, GIT_SOURCE_ANNOTATION, READY
 from schemas.policy_options import PolicyOptions
+from schemas.policy_origin import PolicyOrigin
 from schemas.selectors import LabelSelector
 
 
@@ -65,6 +66,25 @@ class Policy:
     def git_revision(self) -> str | None:
         """The commit that brought this policy, if a GitSource applied it."""
         return self.metadata.annotations.get(GIT_REVISION_ANNOTATION)
+
+    @property
+    def origin(self) -> PolicyOrigin:
+        """Where it came from, as far as the policy itself tells."""
+        ready, source = (
+            self.conditions.get(READY),
+            self.metadata.annotations.get(GIT_SOURCE_ANNOTATION),
+        )
+        is_judged = (
+            ready is not None
+            and ready.is_true
+            and ready.observed_generation in {None, self.metadata.generation}
+        )
+        return PolicyOrigin(
+            revision=self.git_revision or "",
+            source=f"GitSource {source}" if source else "",
+            created_at=self.metadata.creation_timestamp,
+            ready_at=ready.last_transition_time if ready is not None and is_judged else "",
+        )
 
     @property
     def stops(self) -> bool:

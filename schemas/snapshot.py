@@ -10,19 +10,24 @@ managers would be taken away from the first at its next apply; so the maps grow 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
 
 from schemas.conditions import Condition, parse_conditions
 from schemas.metadata import Metadata
 from schemas.names import (
+    GIT_REVISION_ANNOTATION,
     IDENTITY_LABEL,
     ORIGIN_NODE_ANNOTATION,
     ORIGIN_POD_ANNOTATION,
     ORIGIN_POD_UID_ANNOTATION,
+    POLICY_ORIGIN_ANNOTATION,
+    TRACEPARENT_ANNOTATION,
     TRIGGER_TYPE_ANNOTATION,
 )
 from schemas.policy import TriggerType
+from schemas.policy_origin import PolicyOrigin
+from schemas.span import trace_id
 from schemas.storage_config import Location
 
 RECORD_VERSION = 1
@@ -166,6 +171,8 @@ class RestoreProgress:
 class CaptureRecord:
     """What the node that claimed the save has done so far. Instants are ``MicroTime`` texts.
 
+    From ``frozen_at`` the Pod stands still, from ``dumping_at`` runsc writes until ``dumped_at``; a
+    program that saves itself tells nobody of these.
     ``env_marks`` maps each container to its environment's keys, each with a mark that tells whether
     a value differs and nothing else about it.
     """
@@ -175,9 +182,15 @@ class CaptureRecord:
     pod_name: str = ""
     pod_uid: str = ""
     claimed_at: str = ""
+    frozen_at: str = ""
+    dumping_at: str = ""
+    dumped_at: str = ""
     checkpointed_at: str = ""
     sealed_at: str = ""
+    uploading_at: str = ""
     uploaded_at: str = ""
+    failed_at: str = ""
+    upload_parts: int = 0
     checkpoint_s: float = 0.0
     seal_s: float = 0.0
     size_bytes: int = 0
@@ -199,9 +212,15 @@ class CaptureRecord:
             "podName": self.pod_name,
             "podUID": self.pod_uid,
             "claimedAt": self.claimed_at,
+            "frozenAt": self.frozen_at,
+            "dumpingAt": self.dumping_at,
+            "dumpedAt": self.dumped_at,
             "checkpointedAt": self.checkpointed_at,
             "sealedAt": self.sealed_at,
+            "uploadingAt": self.uploading_at,
             "uploadedAt": self.uploaded_at,
+            "failedAt": self.failed_at,
+            "uploadParts": self.upload_parts,
             "checkpointSeconds": f"{self.checkpoint_s:.3f}",
             "sealSeconds": f"{self.seal_s:.3f}",
             "sizeBytes": self.size_bytes,
@@ -230,9 +249,15 @@ class CaptureRecord:
             pod_name=raw.get("podName", ""),
             pod_uid=raw.get("podUID", ""),
             claimed_at=raw.get("claimedAt", ""),
+            frozen_at=raw.get("frozenAt", ""),
+            dumping_at=raw.get("dumpingAt", ""),
+            dumped_at=raw.get("dumpedAt", ""),
             checkpointed_at=raw.get("checkpointedAt", ""),
             sealed_at=raw.get("sealedAt", ""),
+            uploading_at=raw.get("uploadingAt", ""),
             uploaded_at=raw.get("uploadedAt", ""),
+            failed_at=raw.get("failedAt", ""),
+            upload_parts=raw.get("uploadParts", 0),
             checkpoint_s=float(raw.get("checkpointSeconds") or 0),
             seal_s=float(raw.get("sealSeconds") or 0),
             size_bytes=raw.get("sizeBytes", 0),
@@ -265,6 +290,7 @@ class StoryEntry:
 class ControlRecord:
     """What the leader decided and cannot see again.
 
+    ``ready_at`` is when it first wrote that the snapshot is in the bucket.
     ``unwanted_since`` and ``unrunnable_since`` (``MicroTime``, empty if it is not so) are when the
     leader first saw that no Pod, template or pin wants the snapshot, and that no node can run it.
     """
@@ -272,6 +298,7 @@ class ControlRecord:
     story: tuple[StoryEntry, ...] = ()
     unwanted_since: str = ""
     unrunnable_since: str = ""
+    ready_at: str = ""
 
     def to_object(self) -> dict[str, Any]:
         """Render for the status."""
@@ -280,6 +307,8 @@ class ControlRecord:
             rendered["unwantedSince"] = self.unwanted_since
         if self.unrunnable_since:
             rendered["unrunnableSince"] = self.unrunnable_since
+        if self.ready_at:
+            rendered["readyAt"] = self.ready_at
         return rendered
 
     @classmethod
@@ -291,6 +320,7 @@ class ControlRecord:
             ),
             unwanted_since=raw.get("unwantedSince", ""),
             unrunnable_since=raw.get("unrunnableSince", ""),
+            ready_at=raw.get("readyAt", ""),
         )
 
 
@@ -358,6 +388,27 @@ class Snapshot:
     def trigger_type(self) -> str:
         """What asked for the save."""
         return self.metadata.annotations.get(TRIGGER_TYPE_ANNOTATION, "")
+
+    @property
+    def git_revision(self) -> str:
+        """The commit that its policy was at when it was created, as the tool writes it."""
+        return self.metadata.annotations.get(GIT_REVISION_ANNOTATION, "")
+
+    @property
+    def origin(self) -> PolicyOrigin:
+        """Where its policy came from, as it was known when it was created."""
+        pinned = PolicyOrigin.parse(self.metadata.annotations.get(POLICY_ORIGIN_ANNOTATION, ""))
+        return pinned if pinned.revision else replace(pinned, revision=self.git_revision)
+
+    @property
+    def trace_id(self) -> str:
+        """The one trace of its life. It never changes, because what it is made of does not."""
+        return trace_id(self.git_revision, self.metadata.uid)
+
+    @property
+    def traceparent(self) -> str:
+        """The W3C header of its save, empty until the save has ended and was traced."""
+        return self.metadata.annotations.get(TRACEPARENT_ANNOTATION, "")
 
     @property
     def identity_label(self) -> str:

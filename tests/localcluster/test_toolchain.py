@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from localcluster import toolchain
-from localcluster.toolchain import BINARIES, Toolchain, ToolchainError
+from localcluster.toolchain import BINARIES, GROUPS, Toolchain, ToolchainError
 
 
 @pytest.fixture
@@ -51,6 +51,21 @@ def test_an_empty_cache_misses_every_binary(pins: Path, tmp_path: Path) -> None:
     """What is missing is found by looking, not by a record."""
     chain = Toolchain(tools=pins, cache=tmp_path / "cache", use_installed=False)
     assert chain.missing() == [binary.name for binary in BINARIES]
+
+
+def test_a_group_is_built_for_itself(pins: Path, tmp_path: Path) -> None:
+    """The local cluster never waits for what only tests want."""
+    chain = Toolchain(tools=pins, cache=tmp_path / "cache", use_installed=False)
+    by_group = {group: chain.missing(group) for group in GROUPS}
+    assert by_group["gitops"] == ["kustomize-controller", "argocd"]
+    assert chain.missing() == by_group["cluster"]
+    assert not set(by_group["cluster"]) & set(by_group["gitops"])
+
+
+def test_an_unknown_group_is_told_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """And nothing is built."""
+    assert toolchain.main(["build", "everything"]) == 2
+    assert "build [cluster | gitops" in capsys.readouterr().err
 
 
 def test_a_failed_build_shows_its_output_the_log_and_what_to_do(pins: Path, tmp_path: Path) -> None:
