@@ -1,36 +1,85 @@
 # SPDX-License-Identifier: Apache-2.0
 """Logs, traces, metrics and health: the one place that configures them.
 
-Everything else uses the OpenTelemetry API and a registry it is given. Nothing is exported unless an
-exporter is handed in, so a cluster without a collector pays next to nothing.
+Everything else uses a registry and a function that takes spans. Without an endpoint in the
+environment there is no such function, nothing of the SDK is imported and no thread runs.
 """
 
 import json
 import logging
+import os
 import socketserver
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Final
+from typing import TYPE_CHECKING, Final, Literal
 
-from opentelemetry import trace
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from backends.clock import Clock
+
+if TYPE_CHECKING:
+    from backends.metrics_export import MetricsExport
+    from backends.span_export import SpanExport
+
+log = logging.getLogger(__name__)
 
 _REQUEST_LIMIT_S: Final = 5.0
 
 
-def configure_tracing(service: str, exporter: SpanExporter | None = None) -> None:
-    """Install the tracer provider; without an exporter spans are dropped unrecorded."""
-    if exporter is None:
-        return
-    provider = TracerProvider(resource=Resource.create({"service.name": service}))
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    trace.set_tracer_provider(provider)
+def span_export(
+    service: str,
+    registry: CollectorRegistry,
+    clock: Clock,
+    environment: Mapping[str, str] = os.environ,
+) -> "SpanExport | None":
+    """Return what sends spans to the collector that ``OTEL_*`` names, ``None`` if it names none."""
+    dropped = Counter("podsnap_spans_dropped", "Spans that no collector took.", registry=registry)
+    if not exports_spans(environment):
+        return None
+    from backends.span_export import SpanExport
+
+    try:
+        return SpanExport.from_environment(dropped, clock, own_service=service)
+    except ValueError as error:
+        log.warning("no spans are sent, because of a variable OTEL_*: %s", error)
+        return None
+
+
+def exports_spans(environment: Mapping[str, str]) -> bool:
+    """Tell whether the environment names a collector for spans and does not turn them off."""
+    return _exports(environment, "TRACES")
+
+
+def metrics_export(
+    service: str,
+    registry: CollectorRegistry,
+    clock: Clock,
+    environment: Mapping[str, str] = os.environ,
+) -> "MetricsExport | None":
+    """Return what sends metrics to the collector that ``OTEL_*`` names, ``None`` if none is."""
+    if not _exports(environment, "METRICS"):
+        return None
+    from backends.metrics_export import MetricsExport
+
+    try:
+        return MetricsExport.from_environment(
+            registry, clock, service=service, environment=environment
+        )
+    except ValueError as error:
+        log.warning("no metrics are sent, because of a variable OTEL_*: %s", error)
+        return None
+
+
+def _exports(environment: Mapping[str, str], signal: Literal["TRACES", "METRICS"]) -> bool:
+    def told(name: str) -> str:
+        return environment.get(f"OTEL_{name}", "").strip()
+
+    is_off = told("SDK_DISABLED").lower() == "true" or told(f"{signal}_EXPORTER") == "none"
+    endpoint = told(f"EXPORTER_OTLP_{signal}_ENDPOINT") or told("EXPORTER_OTLP_ENDPOINT")
+    return bool(endpoint) and not is_off
 
 
 def configure_logging(level: int = logging.INFO) -> None:

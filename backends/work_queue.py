@@ -14,7 +14,10 @@ import threading
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
+from prometheus_client import CollectorRegistry
+
 from backends.clock import Clock
+from backends.queue_metrics import QueueMetrics
 
 log = logging.getLogger(__name__)
 
@@ -28,18 +31,23 @@ _DOUBLINGS = 16  # more than enough to reach the last one; 2.0**1024 would raise
 class WorkQueue(Generic[K]):
     """Keys to be handled, now or later."""
 
-    def __init__(self, clock: Clock) -> None:
-        """The clock decides when a delayed key is due."""
+    def __init__(
+        self, clock: Clock, *, name: str = "", metrics: QueueMetrics | None = None
+    ) -> None:
+        """The clock decides when a delayed key is due; ``name`` is the queue's in the metrics."""
         self._clock = clock
         self._changed = threading.Condition()
         self._ready: dict[K, None] = {}
-        self._working: set[K] = set()
-        self._again: set[K] = set()
+        # Waiting, or to be queued again when the work on it ends; working; each since when.
+        self._waiting_since_s: dict[K, float] = {}
+        self._working_since_s: dict[K, float] = {}
         self._delayed: list[tuple[float, int, K]] = []
         self._due_at: dict[K, float] = {}
         self._order = itertools.count()
         self._failures: dict[K, int] = {}
         self._closed = False
+        metrics = metrics or QueueMetrics(CollectorRegistry())
+        self._metrics = metrics.of(name, depth=self.depth, running_s=self.running_s)
 
     def add(self, key: K) -> None:
         """Queue a key unless it waits already."""
@@ -62,6 +70,7 @@ class WorkQueue(Generic[K]):
         with self._changed:
             failures = self._failures.get(key, 0)
             self._failures[key] = failures + 1
+        self._metrics.retries.inc()
         delay_s = min(_FIRST_BACKOFF_S * 2.0 ** min(failures, _DOUBLINGS), _LAST_BACKOFF_S)
         delay_s *= random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret
         self.add_after(key, delay_s)
@@ -85,7 +94,8 @@ class WorkQueue(Generic[K]):
                 if self._ready:
                     key = next(iter(self._ready))
                     del self._ready[key]
-                    self._working.add(key)
+                    began_s = self._working_since_s[key] = self._clock.monotonic_s()
+                    self._metrics.waited.observe(began_s - self._waiting_since_s.pop(key))
                     return key
                 wait_s = self._delayed[0][0] - now_s if self._delayed else None
                 self._changed.wait(wait_s)
@@ -94,10 +104,10 @@ class WorkQueue(Generic[K]):
     def done(self, key: K) -> None:
         """Say that the work on a key has ended."""
         with self._changed:
-            self._working.discard(key)
-            if key in self._again:
-                self._again.discard(key)
-                self._add(key)
+            began_s = self._working_since_s.pop(key)
+            self._metrics.worked.observe(self._clock.monotonic_s() - began_s)
+            if key in self._waiting_since_s:
+                self._ready[key] = None
                 self._changed.notify()
 
     def close(self) -> None:
@@ -111,10 +121,18 @@ class WorkQueue(Generic[K]):
         with self._changed:
             return len(self._ready)
 
+    def running_s(self) -> list[float]:
+        """Return for how many seconds each key that is worked on has been."""
+        with self._changed:
+            now_s = self._clock.monotonic_s()
+            return [now_s - began_s for began_s in self._working_since_s.values()]
+
     def _add(self, key: K) -> None:
-        if key in self._working:
-            self._again.add(key)
-        else:
+        if key in self._waiting_since_s:
+            return
+        self._waiting_since_s[key] = self._clock.monotonic_s()
+        self._metrics.adds.inc()
+        if key not in self._working_since_s:
             self._ready[key] = None
 
 
@@ -132,13 +150,11 @@ class Workers(Generic[K]):
         handle: Callable[[K], float | None],
         *,
         threads: int,
-        on_error: Callable[[K, Exception], None] | None = None,
     ) -> None:
         """Threads start with ``start``."""
         self._name = name
         self._queue = queue
         self._handle = handle
-        self._on_error = on_error
         self._threads = [
             threading.Thread(target=self._run, name=f"{name}-{n}", daemon=True)
             for n in range(threads)
@@ -170,8 +186,6 @@ class Workers(Generic[K]):
                     error,
                     exc_info=log.isEnabledFor(logging.DEBUG),
                 )
-                if self._on_error:
-                    self._on_error(key, error)
             else:
                 self._queue.forget(key)
                 if again_s is not None:

@@ -20,6 +20,7 @@ from policies.retention import Doomed, doomed, schedule
 from reconciler.cluster_cache import ClusterCache
 from reconciler.controller import Key
 from reconciler.demand_book import DemandBook
+from reconciler.metrics import ControllerMetrics
 from schemas.names import API_VERSION
 from schemas.pod import Pod
 from schemas.policy import Policy
@@ -45,6 +46,7 @@ class RetentionController:
     clock: Clock
     demands: DemandBook
     events: EventRecorder
+    metrics: ControllerMetrics
     _offset_s: float | None = None
     _unsteady_until_s: float = field(default=0.0)
 
@@ -102,6 +104,7 @@ class RetentionController:
             return None  # gone, or used: the next look tells
         except ApiError as error:
             return error
+        self.metrics.retention_deletions.inc()
         log.info("%s is deleted by retention: %s", metadata, found.reason)
         about = {"apiVersion": API_VERSION, "kind": "PodSnapshot", **metadata.identity()}
         self.events.emit(about, "Normal", DELETED_REASON, f"deleted by retention: {found.reason}")
