@@ -28,6 +28,11 @@ venv: $(VENV)/installed ## Install podsnap and its tools into .venv
 tools: ## Build the pinned Kubernetes, containerd and gVisor (10 minutes, once)
 	@$(PYTHON) localcluster/toolchain.py build
 
+.PHONY: tools-gitops
+tools-gitops: ## Build the pinned Flux, Argo CD and others for the tests (8 minutes, once)
+	@$(PYTHON) localcluster/toolchain.py build gitops
+	@$(PYTHON) localcluster/toolchain.py build telemetry
+
 .PHONY: demo
 demo: venv tools ## A slow Pod, saved and restored on a real local cluster
 	@$(BIN)/python examples/demo.py
@@ -50,8 +55,12 @@ format: venv ## Format the code
 	@$(BIN)/ruff check --fix --quiet .
 
 .PHONY: test
-test: venv tools check ## Run all tests
+test: venv tools tools-gitops check ## Run all tests
 	@$(BIN)/pytest
+
+.PHONY: test-gitops
+test-gitops: venv tools tools-gitops ## Run the tests with the real Flux and Argo CD
+	@$(BIN)/pytest tests/gitops
 
 .PHONY: test-quick
 test-quick: venv ## Run the tests that need no cluster

@@ -57,12 +57,14 @@ class Binary:
     # A floor that ends in "=" must match exactly; no floor, no replacement.
     version_argument: str = ""
     floor: str = ""
+    tags: str = ""
 
 
 _KUBERNETES = "k8s.io/kubernetes/cmd"
 _CONTAINERD = "github.com/containerd/containerd/v2/cmd"
 _CNI = "github.com/containernetworking/plugins/plugins"
 
+# What the local cluster is made of.
 BINARIES = (
     Binary("etcd", "etcd", "go.etcd.io/etcd/server/v3", "--version", "3.5"),
     Binary("runsc", "gvisor", "gvisor.dev/gvisor/runsc"),
@@ -83,6 +85,26 @@ BINARIES = (
         "1.36=",
     ),
 )
+
+# What runs beside a cluster in tests/gitops; nothing else needs these.
+GITOPS_BINARIES = (
+    Binary("kustomize-controller", "flux", "github.com/fluxcd/kustomize-controller"),
+    Binary("argocd", "argocd", "github.com/argoproj/argo-cd/v3/cmd"),
+)
+
+# What checks the alert rules, and what hands spans to the trace backend.
+TELEMETRY_BINARIES = (
+    # Without its service discovery: large, and no part of checking rules.
+    Binary(
+        "promtool",
+        "prometheus",
+        "github.com/prometheus/prometheus/cmd/promtool",
+        tags="remove_all_sd",
+    ),
+    Binary("otelcol", "collector", "."),
+)
+
+GROUPS = {"cluster": BINARIES, "gitops": GITOPS_BINARIES, "telemetry": TELEMETRY_BINARIES}
 
 
 def default_cache() -> Path:
@@ -148,21 +170,23 @@ class Toolchain:
         Raises:
             ToolchainError: no such binary is known, or Go is missing or too old.
         """
-        for binary in BINARIES:
+        known = [binary for group in GROUPS.values() for binary in group]
+        for binary in known:
             if binary.name == name:
                 return self._installed_path(binary) or self._built_path(binary)
-        raise ToolchainError(f"there is no tool {name!r}; known: {[b.name for b in BINARIES]}")
+        raise ToolchainError(f"there is no tool {name!r}; known: {[b.name for b in known]}")
 
-    def missing(self) -> list[str]:
-        """Return the names of the binaries that have to be built."""
-        return [b.name for b in BINARIES if not self.path(b.name).exists()]
+    def missing(self, group: str = "cluster") -> list[str]:
+        """Return the names of a group's binaries that have to be built."""
+        return [b.name for b in GROUPS[group] if not self.path(b.name).exists()]
 
     def key(self, binary: Binary) -> str:
         """Return the name of the cache folder: a digest of everything that decides the build."""
         digest = hashlib.sha256()
-        for file in ("go.mod", "go.sum"):
-            digest.update((self.tools / binary.module / file).read_bytes())
-        for part in (self.go_version(), self._variant(binary), BUILD_FORM):
+        module = self.tools / binary.module
+        for file in (module / "go.mod", module / "go.sum", *sorted(module.glob("*.go"))):
+            digest.update(file.read_bytes())
+        for part in (self.go_version(), self._variant(binary) + binary.tags, BUILD_FORM):
             digest.update(b"\0" + part.encode())
         return digest.hexdigest()[:16]
 
@@ -189,27 +213,25 @@ class Toolchain:
             self._go_version = text.strip()
         return self._go_version
 
-    def build(self, progress: Callable[[str], None]) -> None:
-        """Build what is missing, one binary at a time.
+    def build(self, progress: Callable[[str], None], group: str = "cluster") -> None:
+        """Build what is missing of a group, one binary at a time.
 
         Raises:
             ToolchainError: with the end of the output, the log's path and what to do.
         """
-        missing = self.missing()
-        if not missing:
+        if not self.missing(group):
             return
         self.cache.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _locked(self.cache / "lock", progress):
             for leftover in self.cache.glob("building-*"):  # of a builder that was killed
                 shutil.rmtree(leftover, ignore_errors=True)
-            missing = self.missing()
-            for number, name in enumerate(missing, start=1):
-                self._build(next(b for b in BINARIES if b.name == name), number, progress)
+            missing = [b for b in GROUPS[group] if b.name in self.missing(group)]
+            for number, binary in enumerate(missing, start=1):
+                progress(f"building {binary.name} ({number} of {len(missing)})")
+                self._build(binary, progress)
 
-    def _build(self, binary: Binary, number: int, progress: Callable[[str], None]) -> None:
+    def _build(self, binary: Binary, progress: Callable[[str], None]) -> None:
         began_s = time.monotonic()
-        total = number + len(self.missing()) - 1
-        progress(f"building {binary.name} ({number} of {total})")
         target = self._built_path(binary)
         log = self.cache / f"{binary.name}.log"
         go_mod = (self.tools / binary.module / "go.mod").read_text(encoding="utf-8")
@@ -219,7 +241,7 @@ class Toolchain:
                 source, mode = self._patched_source(Path(scratch), source, log), "-mod=vendor"
             output = Path(scratch) / "output"
             flags = linker_flags(binary, go_mod)
-            command = ["go", "build", mode, "-trimpath", "-ldflags", flags]
+            command = ["go", "build", mode, "-tags", binary.tags, "-trimpath", "-ldflags", flags]
             _run([*command, "-o", str(output), binary.package], cwd=source, log=log)
             target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             output.rename(target)
@@ -334,21 +356,26 @@ def _locked(path: Path, progress: Callable[[str], None]) -> Iterator[None]:
 
 
 def main(arguments: list[str]) -> int:
-    """Run ``build``, or list where everything lies."""
+    """Run ``build [GROUP]``, or list where everything lies."""
     toolchain = Toolchain()
     try:
-        if arguments == ["build"]:
-            began_s = time.monotonic()
-            toolchain.build(lambda line: print(line, flush=True))
-            print(f"all {len(BINARIES)} tools are there ({time.monotonic() - began_s:.1f} s)")
-        elif arguments == ["list"]:
-            missing = toolchain.missing()
-            for binary in BINARIES:
-                state = "missing" if binary.name in missing else "there"
-                print(f"{binary.name:26} {state:8} {toolchain.path(binary.name)}")
-        else:
-            print("usage: toolchain.py build | list", file=sys.stderr)
-            return 2
+        match arguments:
+            case ["build", *rest] if rest in ([], *([group] for group in GROUPS)):
+                group = rest[0] if rest else "cluster"
+                began_s = time.monotonic()
+                toolchain.build(lambda line: print(line, flush=True), group)
+                took = f"{time.monotonic() - began_s:.1f} s"
+                print(f"all {len(GROUPS[group])} tools of the {group} are there ({took})")
+            case ["list"]:
+                for group, binaries in GROUPS.items():
+                    missing = toolchain.missing(group)
+                    for binary in binaries:
+                        state = "missing" if binary.name in missing else "there"
+                        print(f"{binary.name:26} {state:8} {toolchain.path(binary.name)}")
+            case _:
+                groups = " | ".join(GROUPS)
+                print(f"usage: toolchain.py build [{groups}] | list", file=sys.stderr)
+                return 2
     except ToolchainError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -35,7 +35,7 @@ class ApiServer:
     process: "subprocess.Popen[bytes]"
 
     def kubeconfig(self, user: str) -> Path:
-        """Write and return the kubeconfig of a user: admin, controller, agent or tenant."""
+        """Write and return the kubeconfig of a user of ``_USERS``."""
         token = self.directory / f"{user}.token"
         token.write_text(self.tokens[user], encoding="utf-8")
         doc = {
@@ -53,6 +53,10 @@ class ApiServer:
         path.write_text(yaml.safe_dump(doc), encoding="utf-8")
         return path
 
+    def username(self, user: str) -> str:
+        """Return a user's name as the API server has it."""
+        return _USERS[user][0]
+
     def client(self, user: str = "admin") -> KubeClient:
         """Return a client with a user's rights."""
         return KubeClient(Transport.from_kubeconfig(self.kubeconfig(user), user_agent="tests"))
@@ -66,6 +70,11 @@ _USERS = {
         "system:serviceaccounts",
     ),
     "agent": ("system:serviceaccount:podsnap-system:podsnap-agent", "system:serviceaccounts"),
+    "flux": ("system:serviceaccount:flux-system:kustomize-controller", "system:serviceaccounts"),
+    "argocd": (
+        "system:serviceaccount:argocd:argocd-application-controller",
+        "system:serviceaccounts",
+    ),
 }
 
 

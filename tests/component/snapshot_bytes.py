@@ -50,8 +50,12 @@ def make_snapshot(world: World, agent: KubeClient, name: str) -> dict[str, Any]:
     body["metadata"]["finalizers"] = [FINALIZER]
     # Any other save would be given up at once: there is no Pod.
     body["metadata"]["annotations"] = {TRIGGER_TYPE_ANNOTATION: "workload"}
-    made = world.create(POD_SNAPSHOTS, body)
-    uid = made["metadata"]["uid"]
+    return complete(world, agent, world.create(POD_SNAPSHOTS, body))
+
+
+def complete(world: World, agent: KubeClient, made: dict[str, Any]) -> dict[str, Any]:
+    """Do the agent's part for a snapshot that is there: bytes in the bucket, then its record."""
+    name, uid = made["metadata"]["name"], made["metadata"]["uid"]
     put_parts(world, name, uid)
     record = CaptureRecord(
         node="node-that-is-gone",
@@ -75,7 +79,7 @@ def make_snapshot(world: World, agent: KubeClient, name: str) -> dict[str, Any]:
         }
         for kind in ("Checkpoint", "StorageReplicated")
     ]
-    del body["spec"], body["metadata"]["finalizers"], body["metadata"]["annotations"]
+    body = world.object("PodSnapshot", name, None)
     body["metadata"]["uid"] = uid
     body["status"] = {
         "conditions": conditions,
