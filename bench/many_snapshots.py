@@ -65,7 +65,7 @@ class Program:
         """Wait until it has reconciled nothing for two seconds."""
         last, since_s = -1.0, time.monotonic()
         while time.monotonic() - since_s < 2.0:  # noqa: PLR2004 - as the docstring says
-            now = self.count("podsnap_reconcile_seconds_count")
+            now = self.count("controller_runtime_reconcile_total")
             if now != last:
                 last, since_s = now, time.monotonic()
             time.sleep(0.1)

@@ -22,11 +22,15 @@ from typing import Any
 
 import click
 import cluster_up
+import dead_collector
 import decision_latency
 import delete_latency
+import git_sources
 import herd
 import idle_cost
+import lint
 import many_snapshots
+import plan_time
 import report
 import save_pause
 import semantic_search
@@ -67,6 +71,7 @@ ERRORS = (
 Measure = Callable[[LocalCluster, Callable[[str], None]], list[Figure]]
 # In this order: `up` makes the cluster anew, and `idle` looks at programs that have worked.
 PARTS: dict[str, Measure] = {
+    "lint": lint.measure,
     "up": cluster_up.measure,
     "restore": semantic_search.measure,
     "small": small_pods.measure,
@@ -76,9 +81,14 @@ PARTS: dict[str, Measure] = {
     "pause": save_pause.measure,
     "on-delete": delete_latency.measure,
     "wrapper": wrapper_cost.measure,
+    "collector": dead_collector.measure,
     "many": many_snapshots.measure,
+    "plan": plan_time.measure,
+    "git": git_sources.measure,
     "idle": idle_cost.measure,
 }
+# They need none, or make it.
+_WITHOUT_CLUSTER = frozenset({"lint", "plan", "up"})
 # The other parts run Pods of the image `counter`, or none.
 _IMAGES = {"restore": "semantic-search"}
 
@@ -116,7 +126,7 @@ class Run:
         """Run the parts; what one found is kept before the next begins."""
         loaded = False
         for part in self.parts:
-            if part != "up" and not loaded:
+            if part not in _WITHOUT_CLUSTER and not loaded:
                 loaded = self.attempt("cluster", lambda: load(self.cluster, self.parts))
                 if not loaded:
                     return

@@ -94,6 +94,7 @@ class Demo:
             restored = self.scale_out(times)
             self.compare(cold, restored, snapshot)
             self.count(times)
+            self.trace(snapshot)
         self.write_result()
         self.finish()
 
@@ -116,17 +117,17 @@ class Demo:
 
     # -- the story
 
-    def sync_policies(self) -> None:
-        """Commit the policies, and let the controller fetch them from Git."""
+    def sync_policies(self, example: str = "semantic-search") -> None:
+        """Commit the policies of an example, and let the controller fetch them from Git."""
         title("Policies come from Git")
         shutil.rmtree(self.repository, ignore_errors=True)
-        shutil.copytree(HERE / "semantic-search" / "policies", self.repository / "policies")
-        shutil.copy(HERE / "semantic-search" / "deployment.yaml", self.repository)
+        shutil.copytree(HERE / example / "policies", self.repository / "policies")
+        shutil.copy(HERE / example / "deployment.yaml", self.repository)
         author = ("-c", "user.name=podsnap demo", "-c", "user.email=demo@podsnap.invalid")
         for command in (
             ("init", "--quiet", "--initial-branch=main"),
             ("add", "--all"),
-            (*author, "commit", "--quiet", "--message=Snapshot policies of semantic-search"),
+            (*author, "commit", "--quiet", f"--message=Snapshot policies of {example}"),
         ):
             git(self.repository, *command)
         commit = git(self.repository, "rev-parse", "HEAD").strip()
@@ -269,12 +270,12 @@ class Demo:
             f"MB of weights were deleted before the save, {info['weights_bytes_left']} bytes left"
         )
         self.show("get", "events", "--field-selector=reason=GKEPodSnapshotting")
-        self.story(snapshot["metadata"]["name"])
+        self.ask_podsnap("story", snapshot["metadata"]["name"])
 
-    def story(self, snapshot: str) -> None:
-        """Show the life of a snapshot."""
-        click.secho(f"   $ podsnap story {snapshot[:8]} -n {NAMESPACE}", dim=True)
-        argv = [str(Path(sys.executable).parent / "podsnap"), "story", snapshot]
+    def ask_podsnap(self, command: str, snapshot: str) -> None:
+        """Show what podsnap tells of a snapshot."""
+        click.secho(f"   $ podsnap {command} {snapshot[:8]} -n {NAMESPACE}", dim=True)
+        argv = [str(Path(sys.executable).parent / "podsnap"), command, snapshot]
         done = subprocess.run(
             [*argv, "-n", NAMESPACE, f"--kubeconfig={self.cluster.kubeconfig}"],
             capture_output=True,
@@ -319,6 +320,11 @@ class Demo:
         self.result["counter_restored_ready_s"] = round(second.create_to_ready_s, 3)
         if after["nonce"] != before["nonce"]:
             raise DemoError("the second counter has another nonce: it was not restored")
+
+    def trace(self, snapshot: dict[str, Any]) -> None:
+        """Draw the life of the snapshot, from the commit to the Pods that came from it."""
+        title("One trace: the commit, the save, the restores")
+        self.ask_podsnap("trace", snapshot["metadata"]["name"])
 
     def write_result(self) -> None:
         """Keep the figures for scripts."""

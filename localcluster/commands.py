@@ -6,6 +6,7 @@ only when it runs.
 """
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -44,6 +45,7 @@ def _plain_errors() -> Iterator[None]:
     from localcluster.network import NetworkError
     from localcluster.preflight import PreflightError
     from localcluster.toolchain import ToolchainError
+    from localcluster.trace_backend import TraceBackendError
 
     try:
         yield
@@ -56,6 +58,7 @@ def _plain_errors() -> Iterator[None]:
         NetworkError,
         PreflightError,
         ToolchainError,
+        TraceBackendError,
     ) as error:
         raise click.ClickException(str(error)) from error
 
@@ -173,6 +176,34 @@ def restart(name: str, component: str) -> None:
                 running.start()
                 return
     raise click.ClickException(f"no component {component!r} runs; see: podsnap local status")
+
+
+@local.command()
+@_NAME
+@click.option("--port", default=9411, show_default=True, help="Of the page and the query API.")
+def traces(name: str, port: int) -> None:
+    """Show the cluster's traces in Zipkin, until Ctrl-C.
+
+    podsnap's programs on the cluster are started again, so that they send their spans there.
+    """
+    from threading import Event
+
+    from localcluster.trace_backend import trace_backend
+
+    with _plain_errors():
+        cluster = _cluster(name)
+        _existing(cluster, cluster.kubeconfig)
+        with trace_backend(
+            cluster.state_dir / "traces",
+            listen=str(cluster.network.gateway),
+            port=port,
+            progress=cluster.progress,
+        ) as backend:
+            os.environ.update(backend.environment)
+            cluster.up()
+            click.echo(f"export PODSNAP_TRACE_BACKEND={backend.url}")
+            click.echo(f"{backend.url}/zipkin/ has the page; Ctrl-C ends it", err=True)
+            Event().wait()
 
 
 @local.command("exec", context_settings={"ignore_unknown_options": True})

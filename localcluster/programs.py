@@ -6,6 +6,7 @@ The trap: their tokens end after a year, and an agent's, which is bound to its N
 object; so every ``up`` writes new ones. The programs read the token's file, not a copy.
 """
 
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -66,7 +67,7 @@ def start(cluster: "LocalCluster", api: "ApiServer") -> None:
                     *(sys.executable, "-m", "nodeexec.command_line", "agent"),
                     f"--settings={node.agent_settings}",
                 ),
-                env=ENVIRONMENT,
+                env=_environment(),
                 after_socket=str(CONTAINERD_SOCKET),
                 config=(node.agent_settings,),
             )
@@ -86,7 +87,12 @@ def _controller(cluster: "LocalCluster", api: "ApiServer") -> Component:
         f"--cluster-id={cluster.id}",
     )
     program = (sys.executable, "-m", "reconciler.command_line", "controller")
-    return Component(name="controller", argv=(*program, *flags), env=ENVIRONMENT)
+    return Component(name="controller", argv=(*program, *flags), env=_environment())
+
+
+def _environment() -> dict[str, str]:
+    """Return a program's environment: our own, and where the caller wants telemetry to go."""
+    return {**ENVIRONMENT, **{k: v for k, v in os.environ.items() if k.startswith("OTEL_")}}
 
 
 def _identity(cluster: "LocalCluster", api: "ApiServer", account: str, *, node: str = "") -> Path:

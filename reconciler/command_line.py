@@ -15,12 +15,16 @@ from reconciler.commands.exit_codes import ExitCode, epilog
 
 # Where a command is: imported when it is asked for, because each would slow the others down.
 _ELSEWHERE: Final = {
+    "convert": "reconciler.commands.convert",
     "explain": "reconciler.commands.explain",
     "get": "reconciler.commands.snapshots",
+    "lint": "reconciler.commands.lint",
     "local": "localcluster.commands",
     "nodes": "reconciler.commands.upkeep",
+    "plan": "reconciler.commands.plan",
     "retention": "reconciler.commands.upkeep",
     "story": "reconciler.commands.snapshots",
+    "trace": "reconciler.commands.trace",
 }
 
 
@@ -71,13 +75,13 @@ def controller(
         HttpEndpoint,
         api_request_counter,
         configure_logging,
-        configure_tracing,
+        metrics_export,
+        span_export,
     )
     from reconciler.gke_addon import refusal, traces_of_addon
     from reconciler.manager import Manager, ManagerSettings, default_identity
 
     configure_logging()
-    configure_tracing("podsnap-controller")
     agent_name = "podsnap-controller"
     transport = (
         Transport.from_kubeconfig(kubeconfig, user_agent=agent_name)
@@ -93,6 +97,10 @@ def controller(
         raise click.ClickException(refused)
     manager = Manager(settings, client, clock)
     transport.on_answer = api_request_counter(manager.metrics.registry)
+    spans = span_export(agent_name, manager.metrics.registry, clock)
+    if spans is not None:
+        manager.export_spans(spans)
+    metrics = metrics_export(agent_name, manager.metrics.registry, clock)
     endpoint = HttpEndpoint(
         metrics_address,
         registry=manager.metrics.registry,
@@ -103,9 +111,15 @@ def controller(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
     endpoint.start()
+    if metrics is not None:
+        metrics.start()
     manager.start()
     stopped.wait()
     manager.stop()
+    if spans is not None:
+        spans.stop()
+    if metrics is not None:
+        metrics.stop()
     endpoint.stop()
     transport.close()
 

@@ -8,7 +8,7 @@ anew is the one way back that is exercised every day.
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,9 +23,10 @@ from policies.identity import manual_snapshot_name
 from policies.obsolescence import SILENT_S, Template
 from policies.selection import selecting_policies
 from reconciler.cluster_cache import ClusterCache
-from reconciler.controller import Controller, Key, ReconcileMetrics
+from reconciler.controller import Controller, Key
 from reconciler.demand_book import DemandBook
 from reconciler.git_source_controller import GitSourceController
+from reconciler.metrics import ClusterGauges, ControllerMetrics
 from reconciler.policy_controller import PolicyController
 from reconciler.retention_controller import RetentionController
 from reconciler.snapshot_controller import SnapshotController
@@ -36,6 +37,7 @@ from schemas.node_facts import NodeFacts
 from schemas.pod import Pod
 from schemas.policy import Policy
 from schemas.snapshot import Snapshot
+from schemas.span import Span
 from schemas.storage_config import Location, StorageConfig
 from schemas.trigger import ManualTrigger
 
@@ -61,7 +63,8 @@ class Manager:
     def __init__(self, settings: ManagerSettings, client: KubeClient, clock: Clock) -> None:
         """Wire everything; nothing runs before ``start``."""
         self.cache = ClusterCache(client)
-        self.metrics = ReconcileMetrics()
+        self.metrics = ControllerMetrics()
+        self.metrics.registry.register(ClusterGauges(self.cache, clock))
         self.lost_leadership = threading.Event()
         self._clock = clock
         self._bucket_root = settings.bucket_root
@@ -71,15 +74,19 @@ class Manager:
         )
         triggers = TriggerController(client, self.cache, clock)
         snapshots = SnapshotController(client, self.cache, clock, self._store, self._demands)
+        self._snapshot_controller = snapshots
         policies = PolicyController(client, self.cache, clock)
         storage = StorageController(client, self.cache, clock, settings.cluster_id, self._store)
-        sources = GitSourceController(client, self.cache, clock)
-        retention = RetentionController(client, self.cache, clock, self._demands, self._events)
+        sources = GitSourceController(client, self.cache, clock, self._events)
+        retention = RetentionController(
+            client, self.cache, clock, self._demands, self._events, self.metrics
+        )
         self._triggers = self._controller("trigger", triggers.reconcile, threads=2)
         self._snapshots = self._controller("snapshot", snapshots.reconcile, threads=2)
         self._policies = self._controller("policy", policies.reconcile)
         self._storage = self._controller("storage", storage.reconcile)
-        self._sources = self._controller("gitsource", sources.reconcile)
+        # One repository that does not answer holds up no other.
+        self._sources = self._controller("gitsource", sources.reconcile, threads=4)
         self._retention = self._controller("retention", retention.reconcile)
         self._demand = self._controller("demand", self._look_at_demand)
         self._controllers = (
@@ -101,6 +108,8 @@ class Manager:
             on_stopped=self._stop_leading,
             clock=clock,
         )
+        leading = self.metrics.leading.labels(name=LEASE_NAME)
+        leading.set_function(lambda: self._election.is_leader)
 
     def start(self) -> None:
         """Fill the caches and stand for election."""
@@ -115,6 +124,10 @@ class Manager:
         self._election.stop()
         self._events.stop()
         self.cache.stop()
+
+    def export_spans(self, send: Callable[[Sequence[Span]], None]) -> None:
+        """Tell the traces of saves to somebody, from now on."""
+        self._snapshot_controller.send_spans = send
 
     def is_ready(self) -> bool:
         """Whether this replica could lead now."""

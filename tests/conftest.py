@@ -15,7 +15,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 _numbers = itertools.count(1)
 TESTS = Path(__file__).parent
 # Here nothing depends on the time that anything takes.
-ALONE = frozenset({"bench", "docs", "pure"})
+ALONE = frozenset({"alerts", "bench", "docs", "pure"})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -121,9 +121,14 @@ class KubeClient:
         )
 
     def create(
-        self, resource: Resource, body: Mapping[str, Any], *, field_manager: str
+        self,
+        resource: Resource,
+        body: Mapping[str, Any],
+        *,
+        field_manager: str,
+        dry_run: bool = False,
     ) -> dict[str, Any]:
-        """Create an object.
+        """Create an object, or with ``dry_run`` only return it as admission would leave it.
 
         Raises:
             AlreadyExists: the name is taken.
@@ -132,7 +137,7 @@ class KubeClient:
         return self._transport.request(
             "POST",
             resource.path(namespace=namespace),
-            params={"fieldManager": field_manager},
+            params={"fieldManager": field_manager} | ({"dryRun": "All"} if dry_run else {}),
             body=body,
         )
 

@@ -92,8 +92,9 @@ def test_story_of_an_unknown_snapshot_teaches(scene: Scene) -> None:
 
 def test_both_programs_answer_health_readiness_and_metrics(cluster: LocalCluster) -> None:
     """On the addresses they were told, with counters that exist from the start."""
+    reconciled = 'controller_runtime_reconcile_total{controller="snapshot",result="success"}'
     addresses = {
-        f"{cluster.network.control}:8080": "podsnap_reconcile_seconds",
+        f"{cluster.network.control}:8080": reconciled,
         f"{cluster.nodes[0].address}:8081": 'podsnap_decisions_total{outcome="Restored"}',
     }
     for address, metric in addresses.items():

@@ -22,6 +22,7 @@ import pytest
 from localcluster.cluster import LocalCluster
 from schemas.pod import Pod
 from schemas.snapshot import Snapshot
+from statemachine.trace import restore_traceparent
 from tests.cluster_scene import COUNTER, INTERPRETER, Scene, eventually, new_scene
 
 pytestmark = pytest.mark.cluster
@@ -160,7 +161,7 @@ def pod_spec(memory: str) -> dict[str, Any]:
                 "securityContext": {"capabilities": {"add": ["NET_ADMIN"]}},
                 "resources": {"requests": {"memory": memory}, "limits": {"memory": memory}},
                 "volumeMounts": mounts,
-                "env": [{"name": "MEMORY", "value": memory}],
+                "env": [{"name": "MEMORY", "value": memory}, {"name": "TRACEPARENT", "value": ""}],
             },
             {
                 **back,
@@ -391,6 +392,14 @@ def test_name_address_and_environment_are_the_new_pods(story: Story) -> None:
     environ = story.second("answer = read('/proc/gvisor/spec_environ')").split("\0")
     assert "MEMORY=512Mi" in environ
     assert story.second("answer = os.environ['MEMORY']") == "64Mi"
+
+
+def test_a_pod_that_asks_for_it_joins_the_trace_of_its_restore(story: Story) -> None:
+    """By an empty variable in its spec; a Pod that started cold has nothing to join."""
+    environ = story.second("answer = read('/proc/gvisor/spec_environ')").split("\0")
+    uid = story.scene.get("pod", "second")["metadata"]["uid"]
+    assert f"TRACEPARENT={restore_traceparent(story.snapshot, uid)}" in environ
+    assert story.second("answer = os.environ['TRACEPARENT']") == ""
 
 
 def test_a_pods_own_routes_and_addresses_are_gone(story: Story) -> None:

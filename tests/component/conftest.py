@@ -18,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "pure"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from cluster_world import PLURALS, World, eventually, resource_of
+from dulwich.repo import Repo
+from git_repository import Repository
 from kube_apiserver import ApiServer, run_apiserver
 
 from backends.clock import SystemClock
@@ -141,3 +143,11 @@ def world(admin: KubeClient, bucket_root: Path) -> World:
 def system_namespace() -> str:
     """Where leases live."""
     return SYSTEM_NAMESPACE
+
+
+@pytest.fixture
+def repository(world: World, tmp_path: Path) -> Repository:
+    """An empty repository, followed by nobody yet."""
+    path = tmp_path / "repository"
+    Repo.init(str(path), mkdir=True, default_branch=b"main").close()
+    return Repository(world, path)

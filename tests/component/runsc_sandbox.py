@@ -6,7 +6,6 @@ of the examples: a pause container and the counter. The trap: a guest keeps the 
 runsc was given, so their output goes to a file; through a pipe the caller would wait for the guest.
 """
 
-import functools
 import json
 import os
 import signal
@@ -19,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from cluster_world import World, eventually
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from stepped_clock import SteppedClock
 
 from backends.clock import SystemClock
@@ -32,7 +29,6 @@ from backends.kube.client import (
 )
 from backends.kube.events import EventRecorder
 from backends.objects.localdir import LocalDirStore
-from backends.telemetry import configure_tracing
 from localcluster.images import build_image, default_cache
 from nodeexec.capture import CaptureJob, Capturer
 from nodeexec.capture_status import CaptureStatus
@@ -76,25 +72,6 @@ for _ in range(200):
     except OSError:
         time.sleep(0.02)
 """
-
-
-@functools.cache
-def span_exporter() -> InMemorySpanExporter:
-    """Return the process's exporter; a tracer provider can be installed only once."""
-    exporter = InMemorySpanExporter()
-    configure_tracing("tests", exporter)
-    return exporter
-
-
-def span_names() -> list[str]:
-    """Return the names of the finished spans, in the order of their ends."""
-    return [s.name for s in span_exporter().get_finished_spans()]
-
-
-def span(name: str) -> ReadableSpan:
-    """Return the one span of that name."""
-    (found,) = [s for s in span_exporter().get_finished_spans() if s.name == name]
-    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 from cluster_world import World, eventually
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import StatusCode, format_trace_id
 from runsc_sandbox import (
     CLUSTER,
     NODE,
@@ -21,9 +19,6 @@ from runsc_sandbox import (
     SavingNode,
     running_pod,
     snapshot_controller,
-    span,
-    span_exporter,
-    span_names,
 )
 
 from backends.kube.client import POD_SNAPSHOTS, KubeClient
@@ -38,9 +33,10 @@ from reconciler.snapshot_controller import SnapshotController
 from schemas.manifest import MANIFEST_NAME, Manifest, digest
 from schemas.names import CHECKPOINT, STORAGE_REPLICATED
 from schemas.snapshot import Snapshot
+from statemachine.trace import save_spans
 
 ALL_FILES = sorted((*PARTS, METADATA_PART, MANIFEST_NAME))
-PHASES = ["podsnap.checkpoint", "podsnap.seal", "podsnap.upload"]
+PHASES = ["wait", "freeze", "dump", "seal", "upload"]
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +60,6 @@ def controller(controller_client: KubeClient, bucket_root: Path) -> Iterator[Sna
     """The controller, when a test lets it look."""
     with snapshot_controller(controller_client, bucket_root) as made:
         yield made
-
-
-@pytest.fixture(autouse=True)
-def spans() -> InMemorySpanExporter:
-    """Begin each test without spans."""
-    span_exporter().clear()
-    return span_exporter()
 
 
 @pytest.fixture
@@ -177,26 +166,19 @@ def test_the_stored_image_lies_in_the_node_s_cache_and_nothing_in_staging(
 
 
 def test_each_phase_is_a_span_and_the_manifest_names_the_trace(node: SavingNode) -> None:
-    """Checkpoint, seal and upload, each with the snapshot's name and the attempt."""
+    """The PodSnapshot's record tells them all, in order, with what they are about."""
     sealed, record = node.capturer.save(node.job(), attempt=1)
     stored = node.capturer.store(sealed, record, node.store)
-    assert span_names() == PHASES
-    for name in PHASES:
-        found = span(name)
-        assert found.status.status_code is StatusCode.UNSET
-        assert (
-            dict(found.attributes or {}).items()
-            >= {
-                "k8s.namespace.name": node.world.namespace,
-                "podsnap.snapshot.name": stored.metadata.name,
-                "podsnap.attempt": 1,
-            }.items()
-        )
-    assert (span("podsnap.upload").attributes or {})["podsnap.bytes"] == record.size_bytes
+    _, save, *phases = save_spans(node.snapshot(stored.metadata.name))
+    assert [span.name for span in phases] == PHASES
+    assert [span.error for span in phases] == [""] * len(PHASES)
+    assert [span.end_s for span in phases] == sorted(span.end_s for span in phases)
+    dump = phases[PHASES.index("dump")]
+    assert 0 < dump.end_s - dump.start_s <= record.checkpoint_s
+    assert phases[-1].attributes["podsnap.upload.bytes"] == record.size_bytes
     manifest, _ = read_manifest(node, stored)
-    context = span("podsnap.seal").get_span_context()
-    assert context is not None
-    assert manifest.trace_id == format_trace_id(context.trace_id)
+    assert phases[-1].attributes["podsnap.upload.parts"] == len(manifest.parts)
+    assert manifest.trace_id == save.trace_id
 
 
 def test_a_second_attempt_never_reuses_a_directory(node: SavingNode) -> None:
@@ -237,8 +219,9 @@ def test_a_full_staging_file_system_refuses_the_save_before_the_pod_is_paused(
     message = assert_failed(node, job.snapshot.metadata.name, "NoSpace")
     assert str(tiny) in message
     assert "has 8 MiB free; make room" in message
-    assert span_names() == ["podsnap.checkpoint"]
-    assert span("podsnap.checkpoint").status.status_code is StatusCode.ERROR
+    _, save, *phases = save_spans(node.snapshot(job.snapshot.metadata.name))
+    assert save.error == f"NoSpace: {message}"
+    assert [span.name for span in phases] == ["wait"]
     assert_goes_on(running, before)
 
 
@@ -254,7 +237,9 @@ def test_a_bucket_that_vanished_fails_the_save_and_the_pod_goes_on(
     message = assert_failed(node, sealed.metadata.name, "UploadFailed")
     assert f"bucket {node.world.bucket.name} does not exist" in message
     assert list(node.capturer.staging.iterdir()) == []
-    assert span("podsnap.upload").status.status_code is StatusCode.ERROR
+    _, save, *_, last = save_spans(node.snapshot(sealed.metadata.name))
+    assert (last.name, last.error) == ("upload", save.error)
+    assert save.error == f"UploadFailed: {message}"
     assert_goes_on(running, before)
 
 
@@ -310,7 +295,7 @@ def test_an_agent_whose_claim_was_taken_away_stops_when_it_has_saved(node: Savin
     claimed, record = node.capturer._claim(job, 1)
     node.give_up(name, once=lambda s: s.capture is not None)
     with pytest.raises(StoppedError, match="is not ours any more"):
-        node.capturer._save(job, claimed, record)
+        node.capturer._save(job, claimed, capture._Known(record))
     assert_failed(node, name, "AgentLost")
 
 

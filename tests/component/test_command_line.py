@@ -534,3 +534,30 @@ def test_the_help_lists_every_exit_code() -> None:
     page = CliRunner().invoke(main, ["--help"]).stdout
     for code in ExitCode:
         assert code.meaning in page
+
+
+def test_trace_draws_a_snapshot_and_the_pod_that_it_was_saved_from(asked: Asked) -> None:
+    """From what the objects tell: by the beginning of its name, by the Pod, and for programs."""
+    pod = asked.pod("web-1")
+    name = asked.save(pod)
+    drawn = asked.ask("trace", name[:8])
+    assert drawn.exit_code == 0, drawn.output
+    assert drawn.stdout.startswith(f"PodSnapshot {asked.world.namespace}/{name}, trace ")
+    assert [line.split()[0] for line in drawn.stdout.splitlines()[1:]][:1] == ["policy"]
+    assert asked.ask("trace", "web-1").stdout == drawn.stdout
+    spans = asked.told("trace", name)
+    assert {"policy", "save", "seal"} <= {span["name"] for span in spans}
+    assert {span["traceId"] for span in spans} == {drawn.stdout.split()[3]}
+
+
+def test_trace_says_what_it_cannot_find(asked: Asked) -> None:
+    """A Pod that no trace has, a name that nobody has, and a backend that is not there."""
+    asked.pod("stranger")
+    name = asked.save(asked.pod("web-1"))
+    unknown = asked.ask("trace", "stranger")
+    assert unknown.exit_code == ExitCode.NOT_FOUND
+    assert "podsnap explain pod stranger" in unknown.output
+    assert asked.ask("trace", "nobody").exit_code == ExitCode.NOT_FOUND
+    away = asked.ask("trace", name, "--backend", "http://127.0.0.1:9")
+    assert away.exit_code == ExitCode.UNREACHABLE
+    assert "without --backend" in away.output

@@ -184,7 +184,7 @@ def look_again(manager: Manager, world: World, name: str) -> None:
 
     def looks() -> float:
         labels = {"controller": "snapshot"}
-        name = "podsnap_reconcile_seconds_count"
+        name = "controller_runtime_reconcile_time_seconds_count"
         return manager.metrics.registry.get_sample_value(name, labels) or 0.0
 
     before = looks()

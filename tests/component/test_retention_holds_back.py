@@ -14,6 +14,7 @@ from backends.kube.client import POD_SNAPSHOTS, KubeClient
 from backends.kube.events import EventRecorder
 from reconciler.cluster_cache import ClusterCache
 from reconciler.demand_book import DemandBook
+from reconciler.metrics import ControllerMetrics
 from reconciler.retention_controller import RetentionController
 from schemas.names import ACCESS_MANAGER
 
@@ -76,7 +77,9 @@ def keeper(
 ) -> RetentionController:
     """The controller, which looks when it is told to."""
     events = EventRecorder(faster, component="podsnap-controller", instance="tests", clock=clock)
-    return RetentionController(faster, cache, clock, DemandBook(cache, clock), events)
+    return RetentionController(
+        faster, cache, clock, DemandBook(cache, clock), events, ControllerMetrics()
+    )
 
 
 def restored_at(world: World, client: KubeClient, at: str) -> None:

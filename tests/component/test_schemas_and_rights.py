@@ -36,9 +36,23 @@ LIMIT_S = 30
 DEPLOY = REPOSITORY / "deploy"
 
 SOURCE: dict[str, Any] = {"url": "file:///srv/repository"}
-ACCEPTED = {"minimal": SOURCE, "at a tag": {**SOURCE, "ref": {"tag": "v1"}}}
+ACCEPTED = {
+    "minimal": SOURCE,
+    "at a tag": {**SOURCE, "ref": {"tag": "v1"}},
+    "over https": {"url": "https://example.org/r", "secretRef": {"name": "git"}},
+    "over ssh": {"url": "ssh://git@example.org:2222/r"},
+    "as scp has it": {"url": "git@example.org:team/r.git"},
+    "signed": {**SOURCE, "verify": {"mode": "Tag", "secretRef": {"name": "keys"}}},
+    "suspended": {**SOURCE, "suspend": True, "timeout": "10s"},
+}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "over https": ({"url": "https://example.org/r"}, "url"),
+    "over git's own protocol": ({"url": "git://example.org/r"}, "url"),
+    "by a program": ({"url": "ext::sh -c true"}, "url"),
+    "signed by nobody": ({**SOURCE, "verify": {}}, "secretRef"),
+    "signed somehow": (
+        {**SOURCE, "verify": {"mode": "Some", "secretRef": {"name": "keys"}}},
+        "mode",
+    ),
     "at branch and tag": (
         {**SOURCE, "ref": {"branch": "main", "tag": "v1"}},
         "only one of branch, tag",
@@ -58,7 +72,7 @@ def source(world: World, spec: dict[str, Any]) -> dict[str, Any]:
 def lint(body: dict[str, Any]) -> list[str]:
     """Return what podsnap's own check says without a server."""
     (document,) = read_documents("f.yaml", json.dumps(body).encode())
-    return findings(document)
+    return [str(finding) for finding in findings(document)]
 
 
 @pytest.mark.parametrize("what", ACCEPTED)

@@ -71,7 +71,7 @@ def strange(program: str, words: list[str]) -> list[str]:
     return [
         f"{program} {command.name} {word}"
         for word in own
-        if word.startswith("-") and word.partition("=")[0] not in options
+        if word.startswith("-") and word != "-" and word.partition("=")[0] not in options
     ]
 
 
