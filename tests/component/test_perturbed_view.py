@@ -6,16 +6,14 @@ import threading
 import uuid
 from collections import Counter, deque
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_world import World, eventually, resource_of
+from cluster_world import World, eventually, leading, resource_of
 from kube_apiserver import ApiServer
 from snapshot_bytes import make_snapshot, stored
 
-from backends.clock import SystemClock
 from backends.kube.client import (
     POD_SNAPSHOT_MANUAL_TRIGGERS,
     POD_SNAPSHOT_POLICIES,
@@ -27,7 +25,7 @@ from backends.kube.client import (
 )
 from backends.kube.errors import Gone
 from backends.kube.transport import Stream, Transport
-from reconciler.manager import Manager, ManagerSettings
+from reconciler.manager import Manager
 from schemas.names import CAPTURE_MANAGER, DAMAGE_MANAGER
 from schemas.snapshot import CaptureRecord, Failure
 
@@ -113,19 +111,6 @@ class PerturbedClient(KubeClient):
         """Say how late the next event is."""
         with self._guard:
             return self._random.uniform(0, _LONGEST_DELAY_S)
-
-
-@contextmanager
-def leading(client: KubeClient, bucket_root: Path) -> Iterator[Manager]:
-    """Run a controller until the end of the block."""
-    settings = ManagerSettings(cluster_id="c1", bucket_root=bucket_root, identity=uuid.uuid4().hex)
-    running = Manager(settings, client, SystemClock())
-    running.start()
-    try:
-        eventually(lambda: running.is_leader and running.is_ready(), "the controller leads")
-        yield running
-    finally:
-        running.stop()
 
 
 def new_world(admin: KubeClient, bucket_root: Path) -> World:
@@ -240,8 +225,11 @@ def end_state(world: World, names: dict[str, str]) -> dict[str, Any]:
     return found
 
 
-def is_calm(running: Manager, world: World) -> bool:
-    """Whether the controller has seen everything and has nothing to do."""
+def unrest(running: Manager, world: World) -> list[str]:
+    """Say what the controller has not seen of this world, or has to do in it.
+
+    Other tests' worlds stand in the same cluster, and theirs may be waiting for something.
+    """
     caches = running.cache
     for kind, cache in (
         (POD_SNAPSHOT_POLICIES, caches.policies),
@@ -259,9 +247,10 @@ def is_calm(running: Manager, world: World) -> bool:
             if o.metadata.namespace == world.namespace
         }
         if seen != live:
-            return False
+            return [f"{kind.plural}: seen {seen - live}, live {live - seen}"]
     queues = [c.queue for c in running._controllers]
-    return not any(q.depth() or q._working or q._failures for q in queues)
+    busy = [key for q in queues for key in (*q._ready, *q._working, *q._failures)]
+    return [str(key) for key in busy if world.namespace in key or world.store in key]
 
 
 def run(
@@ -275,10 +264,12 @@ def run(
 
         def the_end() -> dict[str, Any] | None:
             before = end_state(world, names)
-            calm = is_calm(running, world)
-            return before if calm and end_state(world, names) == before else None
+            busy = unrest(running, world)
+            return before if not busy and end_state(world, names) == before else None
 
-        return eventually(the_end, "nothing changes any more"), running
+        return eventually(
+            the_end, "nothing changes any more", lambda: unrest(running, world)
+        ), running
 
 
 @pytest.fixture(scope="module")
