@@ -26,10 +26,11 @@ from reconciler.cluster_cache import ClusterCache
 from reconciler.command_line import main as podsnap
 from reconciler.commands.exit_codes import ExitCode
 from reconciler.metrics import ClusterGauges, ControllerMetrics
-from reconciler.snapshot_controller import _DELETE_RETRY_S, _LOOK_AGAIN_S, AGENT_LOST_S
+from reconciler.snapshot_controller import _DELETE_RETRY_S, _LOOK_AGAIN_S
 from schemas.conditions import Status
 from schemas.crd_validation import crd_texts
 from schemas.metadata import Metadata
+from schemas.node_facts import AGENT_LOST_S
 from schemas.snapshot import Snapshot
 from schemas.trigger import FINAL_REASONS, ManualTrigger
 from statemachine import snapshot as snapshot_machine

@@ -194,8 +194,7 @@ class RestoreDecider:
         if cold is not None:
             return self._after_failure(base, cold)
         storage = self.view.storage_of(policy)
-        if storage is not None and not storage.allows(namespace):
-            text = f"PodSnapshotStorageConfig {storage.metadata.name} is not for this namespace"
+        if storage is not None and (text := storage.refusal(namespace)):
             return _despite(base, Reason.STORAGE_NOT_ALLOWED, text)
         ends_s = self.clock.monotonic_s() + GATE_LIMIT_S
         if policy.options.strict:

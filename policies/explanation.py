@@ -344,8 +344,7 @@ def _choice(facts: PodFacts, policy: Policy | None) -> Choice:
     if facts.agent_is_silent:
         text = f"the agent of node {pod.node_name} gives no sign of life, so every Pod starts cold"
         return Choice(None, Reason.AGENT_AWAY, text)
-    if facts.storage is not None and not facts.storage.allows(pod.metadata.namespace):
-        text = f"PodSnapshotStorageConfig {facts.storage.metadata.name} is not for this namespace"
+    if facts.storage is not None and (text := facts.storage.refusal(pod.metadata.namespace)):
         return Choice(None, Reason.STORAGE_NOT_ALLOWED, text)
     candidate = _candidate(facts, policy)
     return choose(candidate, _as_far_as_seen(candidate, facts))
@@ -395,32 +394,26 @@ def _candidates(facts: PodFacts, policy: Policy) -> Iterator[CandidateView]:
         for s in _as_far_as_seen(candidate, facts)
         if s.policy_name == policy.metadata.name or s.metadata.name == pin
     ]
-    for snapshot in sorted(ours, key=_age_key, reverse=True):
+    for snapshot in sorted(ours, key=lambda s: s.age_key, reverse=True):
         verdict = judge(candidate, snapshot)
         capture = snapshot.capture
         ready = snapshot.conditions.get(READY)
-        saved_at = capture.checkpointed_at if capture else ""
         yield CandidateView(
             name=snapshot.metadata.name,
             state=ready.reason if ready else "Pending",
             saved_from=(capture.pod_name if capture else "") or snapshot.origin_pod,
-            saved_at=saved_at,
+            saved_at=snapshot.saved_at,
             size_bytes=capture.size_bytes if capture else 0,
             usable=verdict.usable,
-            came_later=saved_at[:19] > facts.pod.metadata.creation_timestamp[:19] > "",
+            came_later=snapshot.saved_at[:19] > facts.pod.metadata.creation_timestamp[:19] > "",
             findings=verdict.findings,
             differences=tuple(differences(candidate, snapshot)),
             environment=tuple(
                 env_differences(capture.env_marks, facts.pod, snapshot.metadata.namespace)
-                if capture and not capture.rootfs_only
+                if capture
                 else ()
             ),
         )
-
-
-def _age_key(snapshot: Snapshot) -> tuple[str, str, str]:
-    saved_at = snapshot.capture.checkpointed_at if snapshot.capture else ""
-    return (saved_at, snapshot.metadata.creation_timestamp, snapshot.metadata.name)
 
 
 # -- what to do

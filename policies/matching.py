@@ -111,7 +111,8 @@ def choose(candidate: Candidate, snapshots: Iterable[Snapshot]) -> Choice:
     # A namespace may hold hundreds of them, and a sandbox waits: judge until the first one fits.
     governed = [s for s in ours if s.policy_name == policy.metadata.name]
     ready: list[tuple[Snapshot, Verdict]] = []
-    for snapshot in sorted((s for s in governed if _is_ready(s)), key=_age_key, reverse=True):
+    usable = [s for s in governed if _is_ready(s)]
+    for snapshot in sorted(usable, key=lambda s: s.age_key, reverse=True):
         verdict = judge(candidate, snapshot)
         if verdict.usable:
             return Choice(snapshot)
@@ -119,7 +120,7 @@ def choose(candidate: Candidate, snapshots: Iterable[Snapshot]) -> Choice:
     if not ready:
         quarantined = [s for s in governed if s.quarantine]
         if quarantined:
-            newest = max(quarantined, key=_age_key)
+            newest = max(quarantined, key=lambda s: s.age_key)
             text = f"PodSnapshot {newest.metadata} is quarantined: {newest.quarantine}"
             return Choice(None, Reason.QUARANTINED, text)
         text = f"no snapshot of policy {policy.metadata.name} is ready yet"
@@ -169,12 +170,6 @@ def _misfit(subject: str, verdict: Verdict) -> Choice:
     first, others = verdict.most_important, len(verdict.findings) - 1
     more = f" (and {others} more)" if others else ""
     return Choice(None, first.reason, f"{subject} does not fit: {first.message}{more}")
-
-
-def _age_key(snapshot: Snapshot) -> tuple[str, str, str]:
-    # When it was saved, not when it was wished for: a workload's object may wait for days.
-    saved_at = snapshot.capture.checkpointed_at if snapshot.capture else ""
-    return (saved_at, snapshot.metadata.creation_timestamp, snapshot.metadata.name)
 
 
 def _is_ready(snapshot: Snapshot) -> bool:

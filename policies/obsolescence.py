@@ -19,7 +19,7 @@ from typing import Any, Final, Self
 
 from policies.compatibility import incompatibilities
 from policies.distill import distill
-from policies.selection import group_labels
+from policies.selection import group_key
 from schemas.instants import parse_time, to_micro_time
 from schemas.metadata import Metadata
 from schemas.node_facts import NodeFacts
@@ -135,9 +135,9 @@ def pins(policy: Policy, pods: Iterable[Pod], templates: Iterable[Template] = ()
 def demand(policy: Policy, pods: Sequence[Pod], templates: Sequence[Template]) -> Demand:
     """Gather what a policy's Pods and templates ask for, from all that the cluster has."""
     found = [
-        *(Wish(distill(p), _group(policy, p.metadata.labels)) for p in pods if _asks(policy, p)),
+        *(Wish(distill(p), group_key(p.metadata.labels, policy)) for p in pods if _asks(policy, p)),
         *(
-            Wish(t.identity, _group(policy, t.labels), t.claims)
+            Wish(t.identity, group_key(t.labels, policy), t.claims)
             for t in templates
             if _gives(policy, t)
         ),
@@ -219,7 +219,7 @@ def _unwanted(snapshot: Snapshot, policy: Policy, wanted: Demand) -> list[str]:
     capture = snapshot.capture
     if capture is None or not capture.identity.fields or snapshot.metadata.name in wanted.pins:
         return []
-    group = _group(policy, snapshot.metadata.labels)
+    group = group_key(snapshot.metadata.labels, policy)
     if (capture.identity.hash, group, None) in wanted.wishes:
         return []  # a live Pod has exactly this spec; comparing fields is for the others
     rivals = [w.differs_in(capture.identity) for w in wanted.wishes.values() if w.group == group]
@@ -272,10 +272,6 @@ def _gives(policy: Policy, template: Template) -> bool:
         and template.counts
         and policy.selector.matches(template.labels)
     )
-
-
-def _group(policy: Policy, labels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted(group_labels(labels, policy).items()))
 
 
 def _since(recorded: str, now: datetime) -> str:

@@ -216,20 +216,16 @@ def _groups(policy: Policy, snapshots: Iterable[Snapshot]) -> Iterator[GroupView
         if (snapshot.metadata.namespace, snapshot.policy_name) == policy.metadata.key:
             groups.setdefault(tuple(group_of(snapshot, policy).items()), []).append(snapshot)
     for labels, members in sorted(groups.items()):
-        newest = max(members, key=_saved_at)
+        newest = max(members, key=lambda s: s.saved_at)
         yield GroupView(
             labels=dict(labels),
             snapshots=len(members),
             usable=sum(READY in s.conditions and s.conditions[READY].is_true for s in members),
             size_bytes=sum(s.capture.size_bytes for s in members if s.capture),
             newest=newest.metadata.name,
-            newest_saved_at=_saved_at(newest),
+            newest_saved_at=newest.saved_at,
             limit=policy.max_snapshots_per_group,
         )
-
-
-def _saved_at(snapshot: Snapshot) -> str:
-    return snapshot.capture.checkpointed_at if snapshot.capture else ""
 
 
 # -- triggers

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from policies.obsolescence import Template, pins
-from policies.selection import group_labels
+from policies.selection import group_key
 from schemas.durations import parse_retention_s
 from schemas.instants import parse_time, to_time
 from schemas.names import OBSOLETE_TTL_ANNOTATION, READY
@@ -83,13 +83,6 @@ def doomed(
     return [d for d in schedule(policy, snapshots, pinned) if d.due_at <= now]
 
 
-def next_due(
-    policy: Policy, snapshots: Iterable[Snapshot], now: datetime, pinned: Collection[str] = ()
-) -> datetime | None:
-    """Return when the next snapshot will be due that is not due yet."""
-    return next((d.due_at for d in schedule(policy, snapshots, pinned) if d.due_at > now), None)
-
-
 def retention_rows(
     policies: Iterable[Policy],
     snapshots: Sequence[Snapshot],
@@ -142,8 +135,8 @@ def _beyond_count(policy: Policy, ours: Sequence[Snapshot]) -> Iterator[Doomed]:
     if most <= 0:
         return
     newer_usable: dict[tuple[tuple[str, str], ...], list[Snapshot]] = {}
-    for snapshot in sorted(filter(_is_stored, ours), key=_age, reverse=True):
-        group = _group(policy, snapshot)
+    for snapshot in sorted((s for s in ours if s.is_stored), key=lambda s: s.age_key, reverse=True):
+        group = group_key(snapshot.metadata.labels, policy)
         newer = newer_usable.setdefault(group, [])
         if len(newer) >= most:
             of_group = ", ".join(f"{k}={v}" for k, v in group) or "without labels"
@@ -176,14 +169,14 @@ def _outdated(policy: Policy, ours: Sequence[Snapshot]) -> Iterator[Doomed]:
 def _last_usable(policy: Policy, ours: Sequence[Snapshot]) -> Iterator[str]:
     """Yield the newest usable snapshot of each identity: group, spec and kind of node."""
     newest: dict[tuple[object, ...], Snapshot] = {}
-    for snapshot in sorted(filter(_is_usable, ours), key=_age):
+    for snapshot in sorted(filter(_is_usable, ours), key=lambda s: s.age_key):
         capture = snapshot.capture
         memory = (
             (capture.identity.hash, repr(capture.compatibility))
             if capture and not capture.rootfs_only
             else ()
         )
-        newest[(_group(policy, snapshot), memory)] = snapshot
+        newest[(group_key(snapshot.metadata.labels, policy), memory)] = snapshot
     return (s.metadata.name for s in newest.values())
 
 
@@ -199,12 +192,7 @@ def _after_restores(found: Doomed) -> Doomed:
 
 def _has_ended(snapshot: Snapshot) -> bool:
     failed = snapshot.capture is not None and snapshot.capture.failure is not None
-    return not snapshot.metadata.is_deleting and (failed or _is_stored(snapshot))
-
-
-def _is_stored(snapshot: Snapshot) -> bool:
-    ready = snapshot.conditions.get(READY)
-    return ready is not None and (ready.is_true or ready.reason == _OBSOLETE)
+    return not snapshot.metadata.is_deleting and (failed or snapshot.is_stored)
 
 
 def _is_usable(snapshot: Snapshot) -> bool:
@@ -223,21 +211,12 @@ def _is_obsolete(snapshot: Snapshot) -> bool:
     return ready is not None and ready.reason == _OBSOLETE
 
 
-def _group(policy: Policy, snapshot: Snapshot) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted(group_labels(snapshot.metadata.labels, policy).items()))
-
-
 def _ended_at(snapshot: Snapshot) -> datetime:
     """Return when its save ended; for a failed one when that was first seen."""
     capture, story = snapshot.capture, snapshot.control.story
     if capture is not None and capture.failure is None:
         return _instant(capture.uploaded_at or snapshot.metadata.creation_timestamp)
     return _instant(story[-1].at if story else snapshot.metadata.creation_timestamp)
-
-
-def _age(snapshot: Snapshot) -> tuple[str, str, str]:
-    saved_at = snapshot.capture.checkpointed_at if snapshot.capture else ""
-    return (saved_at, snapshot.metadata.creation_timestamp, snapshot.metadata.name)
 
 
 def _order(found: Doomed) -> tuple[datetime, str]:

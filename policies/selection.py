@@ -35,3 +35,8 @@ def governing_policy(pod: Pod, policies: Iterable[Policy]) -> Policy | None:
 def group_labels(labels: Mapping[str, str], policy: Policy) -> dict[str, str]:
     """Return the exact label set that is the group of a Pod or a snapshot (contract, 6.4)."""
     return {key: labels[key] for key in policy.grouping_labels if key in labels}
+
+
+def group_key(labels: Mapping[str, str], policy: Policy) -> tuple[tuple[str, str], ...]:
+    """Return that label set in an order of its own, to compare and to count by."""
+    return tuple(sorted(group_labels(labels, policy).items()))

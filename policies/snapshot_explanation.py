@@ -12,6 +12,7 @@ from datetime import datetime
 from policies.compatibility import incompatibilities
 from policies.difference import node_fields
 from policies.obsolescence import NodeClass
+from policies.selection import group_labels
 from schemas.instants import parse_time
 from schemas.names import GIT_REVISION_ANNOTATION, QUARANTINE_ANNOTATION, READY
 from schemas.policy import Policy
@@ -175,8 +176,7 @@ def saved_from(snapshot: Snapshot) -> str:
 
 def group_of(snapshot: Snapshot, policy: Policy | None) -> dict[str, str]:
     """Return the labels by which the snapshot's policy groups."""
-    keys = policy.grouping_labels if policy else ()
-    return {k: snapshot.metadata.labels[k] for k in keys if k in snapshot.metadata.labels}
+    return group_labels(snapshot.metadata.labels, policy) if policy else {}
 
 
 def _what_to_do(

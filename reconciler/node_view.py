@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from policies.obsolescence import NodeClass, can_run, node_classes
-from schemas.names import READY
 from schemas.node_facts import NodeFacts
 from schemas.snapshot import CaptureRecord, Compatibility, Snapshot
 
@@ -48,7 +47,7 @@ def node_rows(
     With ``if_runsc`` (a version as the rows show it) they say what a roll to it would make void.
     """
     stored = [
-        (str(s.metadata), s.capture) for s in snapshots if s.capture is not None and _is_stored(s)
+        (str(s.metadata), s.capture) for s in snapshots if s.capture is not None and s.is_stored
     ]
     rows = [_row(kind, stored, now, if_runsc) for kind in node_classes(nodes)]
     return sorted(rows, key=lambda row: (-len(row.nodes), row.nodes))
@@ -86,8 +85,3 @@ def _rolled(node: Compatibility, capture: CaptureRecord, version: str) -> Compat
     """Return the node after the roll; which build comes is not known, so the image's is assumed."""
     build = capture.compatibility.runsc_digest
     return replace(node, runsc_version=version, runsc_digest=build)
-
-
-def _is_stored(snapshot: Snapshot) -> bool:
-    ready = snapshot.conditions.get(READY)
-    return ready is not None and (ready.is_true or ready.reason == "Obsolete")

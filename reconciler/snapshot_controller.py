@@ -36,6 +36,7 @@ from schemas.names import (
     STORAGE_REPLICATED,
     TRACEPARENT_ANNOTATION,
 )
+from schemas.node_facts import AGENT_LOST_S
 from schemas.snapshot import RECORD_VERSION, CaptureRecord, ControlRecord, Failure, Snapshot
 from schemas.span import Span
 from schemas.storage_config import Location
@@ -54,8 +55,6 @@ from statemachine.trace import save_spans, save_traceparent
 
 log = logging.getLogger(__name__)
 
-# Three missed heartbeats and some: an agent that restarts is back long before.
-AGENT_LOST_S: Final = 60.0
 _LOOK_AGAIN_S: Final = 15.0
 _DELETE_RETRY_S: Final = 5.0
 _LOST: Final = "AgentLost"

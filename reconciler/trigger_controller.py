@@ -30,6 +30,8 @@ from schemas.trigger import ManualTrigger
 from statemachine.trigger import TriggerEffect, TriggerFacts, step
 
 _STORAGE_LOOK_S = 10.0
+# A snapshot that came and went between two lists was never seen, so no event tells of its end.
+_OLD_VIEW_LOOK_S = 1.0
 
 
 @dataclass(slots=True)
@@ -60,7 +62,7 @@ class TriggerController:
         created = facts.snapshot is not None or facts.was_created
         if TriggerEffect.CREATE_SNAPSHOT in outcome.effects and pod and policy:
             if self._was_created(trigger):
-                return None  # the view is old; what it lacks queues the key again
+                return _OLD_VIEW_LOOK_S
             now = to_micro_time(self.clock.now())
             origin = PolicyOrigins(self.client).of(policy)
             body = manual_snapshot(name, pod, policy, by=trigger, now=now, origin=origin)
@@ -68,7 +70,11 @@ class TriggerController:
             created = True
         if outcome.condition is not None:
             self._write(trigger, outcome.condition, name if created else "")
-        return _STORAGE_LOOK_S if facts.waiting_for else None
+        if facts.waiting_for:
+            return _STORAGE_LOOK_S
+        is_open = outcome.condition is not None and outcome.condition.reason == "Pending"
+        is_seen = self.cache.snapshots.store.get(trigger.metadata.namespace, name) is not None
+        return None if is_seen or not is_open else _OLD_VIEW_LOOK_S
 
     def _live(self, trigger: ManualTrigger) -> tuple[Pod | None, Policy | None]:
         namespace = trigger.metadata.namespace

@@ -8,11 +8,14 @@ Lease in our own namespace keeps the agent from needing any right on Node object
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from schemas.instants import parse_time
 from schemas.names import NODE_FACTS_ANNOTATION, NODE_LEASE_PREFIX
 from schemas.snapshot import Compatibility
+
+# Three missed heartbeats and some: an agent that restarts is back long before.
+AGENT_LOST_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)

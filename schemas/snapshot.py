@@ -22,6 +22,7 @@ from schemas.names import (
     ORIGIN_POD_ANNOTATION,
     ORIGIN_POD_UID_ANNOTATION,
     POLICY_ORIGIN_ANNOTATION,
+    READY,
     TRACEPARENT_ANNOTATION,
     TRIGGER_TYPE_ANNOTATION,
 )
@@ -429,6 +430,22 @@ class Snapshot:
             return ""
         reasons = "; ".join(sorted(set(self.failures.values())))
         return f"{len(self.failures)} restores failed: {reasons}"
+
+    @property
+    def saved_at(self) -> str:
+        """When the Pod was saved, empty before."""
+        return self.capture.checkpointed_at if self.capture else ""
+
+    @property
+    def age_key(self) -> tuple[str, str, str]:
+        """What the newest has most of: saved, not wished for, which may be days before."""
+        return (self.saved_at, self.metadata.creation_timestamp, self.metadata.name)
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the bucket holds all of it, wanted or not."""
+        ready = self.conditions.get(READY)
+        return ready is not None and (ready.is_true or ready.reason == "Obsolete")
 
     @property
     def is_spent(self) -> bool:

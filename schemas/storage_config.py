@@ -81,3 +81,9 @@ class StorageConfig:
         """Whether a namespace may use the bucket; without the annotation all may."""
         text = self.metadata.annotations.get(NAMESPACES_ANNOTATION)
         return text is None or namespace in (name.strip() for name in text.split(","))
+
+    def refusal(self, namespace: str) -> str:
+        """Say why a namespace may not use the bucket, empty if it may."""
+        if self.allows(namespace):
+            return ""
+        return f"PodSnapshotStorageConfig {self.metadata.name} is not for this namespace"

@@ -52,13 +52,17 @@ class Cluster:
 
     def if_allowed(self, answer: "Future[T]", what: str) -> T | None:
         """Return an answer, ``None`` with a note if the user may not read it."""
+        return self.asked(answer, what)[1]
+
+    def asked(self, answer: "Future[T]", what: str) -> tuple[bool, T | None]:
+        """Return whether the user may read it, with a note if not, and the answer."""
         from backends.kube.errors import Forbidden
 
         try:
-            return answer.result()
+            return True, answer.result()
         except Forbidden as error:
             self.unknown.append(f"{what}: {error}")
-            return None
+            return False, None
 
     def find(
         self, resource: "Resource", name: str, *, namespace: str | None = None

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 _GROUP: Final = ".podsnapshot.gke.io"
 _PAIR: Final = 2
-# Many missed heartbeats: such a node's agent answers no sandbox.
-_SILENT_S: Final = 60.0
 _KINDS: Final = {
     **dict.fromkeys(("pod", "pods", "po"), "pod"),
     **dict.fromkeys(("snapshot", "snapshots", "podsnapshot", "podsnapshots", "ps"), "snapshot"),
@@ -120,6 +118,7 @@ def _pod(reader: "Reader", name: str, now: datetime) -> Answer:
     from policies.explanation import PodFacts, explain_pod
     from policies.selection import governing_policy
     from reconciler.explanation import pod_blocks
+    from schemas.node_facts import AGENT_LOST_S
     from statemachine.restore import running_restores
 
     cluster = reader.cluster
@@ -140,10 +139,9 @@ def _pod(reader: "Reader", name: str, now: datetime) -> Answer:
         saved[found.metadata.name] = found
     is_silent = False
     if here is not None:
-        unknown = len(cluster.unknown)
-        node = cluster.if_allowed(here, "what the Pod's node published")
-        may_read = len(cluster.unknown) == unknown
-        is_silent = may_read and (node is None or now.timestamp() - node.renewed_at_s > _SILENT_S)
+        is_allowed, node = cluster.asked(here, "what the Pod's node published")
+        silent_s = now.timestamp() - (node.renewed_at_s if node else 0.0)
+        is_silent = is_allowed and silent_s > AGENT_LOST_S
     else:
         node = _any_node(cluster.if_allowed(nodes, "what nodes published") if nodes else None)
     explained = explain_pod(
@@ -171,9 +169,8 @@ def _storage(
 
     if asked is None or policy is None:
         return None
-    before = len(cluster.unknown)
-    found = cluster.if_allowed(asked, "the storage config")
-    if found is None and len(cluster.unknown) > before:
+    is_allowed, found = cluster.asked(asked, "the storage config")
+    if not is_allowed:
         return StorageConfig(Metadata(name=policy.storage_config_name), Location("?"))
     return found
 

@@ -3,11 +3,14 @@
 
 import threading
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from backends.clock import SystemClock
 from backends.kube.client import (
     POD_SNAPSHOT_MANUAL_TRIGGERS,
     POD_SNAPSHOT_POLICIES,
@@ -18,6 +21,7 @@ from backends.kube.client import (
     Resource,
 )
 from backends.kube.errors import NotFound
+from reconciler.manager import Manager, ManagerSettings
 from schemas.names import API_VERSION
 
 WAIT_S = 20.0
@@ -33,14 +37,31 @@ PLURALS = {
 }
 
 
-def eventually(holds: Callable[[], Any], what: str) -> Any:  # noqa: ANN401 - what the condition returns
-    """Wait, bounded, until a condition returns something true, and return that."""
+def eventually(holds: Callable[[], Any], what: str, missing: Callable[[], object] = str) -> Any:  # noqa: ANN401 - what the condition returns
+    """Wait, bounded, until a condition returns something true, and return that.
+
+    ``missing`` says at the end of a wait in vain how far it was.
+    """
     never = threading.Event()
     deadline_s = time.monotonic() + WAIT_S
     while not (found := holds()):
-        assert time.monotonic() < deadline_s, f"waited {WAIT_S:.0f} s in vain: {what}"
+        in_vain = f"waited {WAIT_S:.0f} s in vain: {what}"
+        assert time.monotonic() < deadline_s, f"{in_vain} {missing()}"
         never.wait(0.02)
     return found
+
+
+@contextmanager
+def leading(client: KubeClient, bucket_root: Path) -> Iterator[Manager]:
+    """Run a controller until the end of the block."""
+    settings = ManagerSettings(cluster_id="c1", bucket_root=bucket_root, identity=uuid.uuid4().hex)
+    running = Manager(settings, client, SystemClock())
+    running.start()
+    try:
+        eventually(lambda: running.is_leader and running.is_ready(), "the controller leads")
+        yield running
+    finally:
+        running.stop()
 
 
 def resource_of(obj: dict[str, Any]) -> Resource:

@@ -45,9 +45,10 @@ from policies.identity import manual_snapshot_name
 from policies.new_snapshots import manual_snapshot
 from reconciler.cluster_cache import ClusterCache
 from reconciler.demand_book import DemandBook
-from reconciler.snapshot_controller import AGENT_LOST_S, SnapshotController
+from reconciler.snapshot_controller import SnapshotController
 from schemas.instants import to_micro_time
 from schemas.names import CONTROLLER_MANAGER
+from schemas.node_facts import AGENT_LOST_S
 from schemas.pod import Pod
 from schemas.policy import Policy
 from schemas.snapshot import Compatibility, Snapshot

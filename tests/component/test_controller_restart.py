@@ -2,29 +2,12 @@
 """A controller that comes after another one goes on where that one stopped."""
 
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from cluster_world import World, eventually
+from cluster_world import World, eventually, leading
 from snapshot_bytes import make_snapshot, stored
 
-from backends.clock import SystemClock
 from backends.kube.client import POD_SNAPSHOT_MANUAL_TRIGGERS, POD_SNAPSHOTS, KubeClient
-from reconciler.manager import Manager, ManagerSettings
-
-
-@contextmanager
-def leading(client: KubeClient, bucket_root: Path) -> Iterator[Manager]:
-    """Run a controller until the end of the block."""
-    settings = ManagerSettings(cluster_id="c1", bucket_root=bucket_root, identity=uuid.uuid4().hex)
-    running = Manager(settings, client, SystemClock())
-    running.start()
-    try:
-        eventually(lambda: running.is_leader and running.is_ready(), "the controller leads")
-        yield running
-    finally:
-        running.stop()
 
 
 def ready(world: World, name: str) -> str:

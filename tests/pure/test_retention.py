@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.obsolescence import Template
-from policies.retention import doomed, next_due, retention_rows, schedule
+from policies.retention import doomed, retention_rows, schedule
 from schemas.conditions import Condition
 from schemas.names import KEEP_LAST_ANNOTATION, OBSOLETE_TTL_ANNOTATION, READY
 from schemas.policy import Policy
@@ -269,13 +269,6 @@ def test_the_reason_names_the_limit_and_what_met_it(reason: str) -> None:
     """It stands in the Event, after the object is gone."""
     found = [obsolete("o", 1, since=1, labels={"k1": "x"}), saved("new", 60, labels={"k1": "x"})]
     assert reason in schedule(REASONS[reason], found)[0].reason
-
-
-def test_the_next_one_is_the_earliest_that_is_not_due() -> None:
-    """The controller sleeps until then."""
-    limits = under("10d")
-    assert next_due(limits, THREE, START + timedelta(days=11.5)) == START + timedelta(days=12)
-    assert next_due(limits, THREE, START + timedelta(days=13)) is None
 
 
 def test_the_rows_tell_what_goes_now_and_later() -> None:
