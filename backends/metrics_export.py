@@ -94,6 +94,8 @@ class MetricsExport:
         interval_s = float(interval_ms) / 1000
         if not (math.isfinite(interval_s) and interval_s > 0):
             raise ValueError(f"OTEL_METRIC_EXPORT_INTERVAL is {interval_ms}, no time in ms")
+        # It prints a malformed header whole, and that is often a credential.
+        logging.getLogger("opentelemetry.util.re").disabled = True
         return cls(registry, OTLPMetricExporter(), clock, service=service, interval_s=interval_s)
 
     def start(self) -> None:

@@ -32,6 +32,7 @@ _TELL_EVERY_S: Final = 60.0
 _NOISY: Final = (
     "opentelemetry.exporter.otlp.proto.http.trace_exporter",
     "opentelemetry.sdk._shared_internal",
+    "opentelemetry.util.re",  # prints a malformed header whole, and that is often a credential
 )
 _SCOPE: Final = InstrumentationScope("podsnap")
 
@@ -43,8 +44,6 @@ class SpanExport:
         self, exporter: SpanExporter, dropped: Counter, clock: Clock, *, own_service: str
     ) -> None:
         """Start the thread that sends."""
-        for name in _NOISY:
-            logging.getLogger(name).disabled = True
         self._own_service = own_service
         self._resources: dict[str, Resource] = {}
         self._guard = threading.Lock()
@@ -58,13 +57,18 @@ class SpanExport:
         Raises:
             ValueError: one of them has a value that the SDK does not know.
         """
+        for name in _NOISY:
+            logging.getLogger(name).disabled = True
         return cls(OTLPSpanExporter(), dropped, clock, own_service=own_service)
 
-    def __call__(self, spans: Sequence[Span]) -> None:
-        """Queue spans, all or none; never waits."""
-        if self._counting.admits(len(spans)):
-            for span in spans:
-                self._processor.on_end(self._readable(span))
+    def __call__(self, spans: Sequence[Span]) -> bool:
+        """Queue spans, all or none; never waits. Returns whether there was room."""
+        readable = [self._readable(span) for span in spans]
+        if not self._counting.admits(len(readable)):
+            return False
+        for span in readable:
+            self._processor.on_end(span)
+        return True
 
     def stop(self, limit_s: float = 2.0) -> None:
         """Send what is queued, as far as the time reaches."""

@@ -41,6 +41,7 @@ def span_export(
         return None
     from backends.span_export import SpanExport
 
+    _tell_malformed_headers(environment, "TRACES")
     try:
         return SpanExport.from_environment(dropped, clock, own_service=service)
     except ValueError as error:
@@ -64,6 +65,7 @@ def metrics_export(
         return None
     from backends.metrics_export import MetricsExport
 
+    _tell_malformed_headers(environment, "METRICS")
     try:
         return MetricsExport.from_environment(
             registry, clock, service=service, environment=environment
@@ -80,6 +82,21 @@ def _exports(environment: Mapping[str, str], signal: Literal["TRACES", "METRICS"
     is_off = told("SDK_DISABLED").lower() == "true" or told(f"{signal}_EXPORTER") == "none"
     endpoint = told(f"EXPORTER_OTLP_{signal}_ENDPOINT") or told("EXPORTER_OTLP_ENDPOINT")
     return bool(endpoint) and not is_off
+
+
+def _tell_malformed_headers(
+    environment: Mapping[str, str], signal: Literal["TRACES", "METRICS"]
+) -> None:
+    """Say which variable has a header that is not sent, without what is in it."""
+    own, shared = f"OTEL_EXPORTER_OTLP_{signal}_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"
+    name = own if environment.get(own) else shared
+    headers = environment.get(name, "").split(",")
+    if any(header.strip() and "=" not in header for header in headers):
+        log.warning(
+            "%s has a header that is not NAME=VALUE; it is not sent. Write a space in a value as "
+            "%%20, a comma as %%2C",
+            name,
+        )
 
 
 def configure_logging(level: int = logging.INFO) -> None:

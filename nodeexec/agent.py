@@ -136,7 +136,7 @@ class Agent:
             progress=self._progress,
             contents=MountedContent(settings.kubelet_root, settings.bundles_dir),
             clock=clock,
-            on_fetched=self.metrics.fetched_bytes.inc,
+            on_fetched=self.metrics.fetched,
         )
         self._traces = RestoreTraces(
             settings, self._view.snapshots.store.get, clock, count=self.metrics.restored
@@ -215,7 +215,7 @@ class Agent:
         self._view.stop()
         self._events.stop()
 
-    def export_spans(self, send: Callable[[Sequence[Span]], None]) -> None:
+    def export_spans(self, send: Callable[[Sequence[Span]], bool]) -> None:
         """Tell the traces of restores to somebody, from now on."""
         self._traces.send = send
 
@@ -285,15 +285,18 @@ class Agent:
             self._decider.prefetch(new)
         if new.is_ready and not (old and old.is_ready) and self._view.policy_of(new) is not None:
             threading.Thread(
-                target=self._became_ready, args=(new,), name="became-ready", daemon=True
+                target=self._became_ready,
+                args=(new, self._clock.now().timestamp()),
+                name="became-ready",
+                daemon=True,
             ).start()
 
-    def _became_ready(self, pod: Pod) -> None:
-        self._traces.became_ready(pod)
+    def _became_ready(self, pod: Pod, ready_s: float) -> None:
         try:
             self._image_ids.of_pod(pod)
         except ImageIdUnknownError as error:
             log.debug("%s", error)  # asked again when it is needed
+        self._traces.became_ready(pod, ready_s)
 
     def _snapshot_changed(self, old: Snapshot | None, new: Snapshot | None) -> None:
         self._decider.snapshot_changed()
@@ -359,7 +362,9 @@ class Agent:
         self._untold.tell()
         self._counts.flush()
         snapshots = self._view.snapshots.store.items()
-        self._counts.keep_only({s.metadata.uid for s in snapshots})
+        uids = {s.metadata.uid for s in snapshots}
+        self._counts.keep_only(uids)
+        self._decider.keep_only(uids)
         if not self._knows_leftovers:
             self._knows_leftovers = self._progress.remove_left_behind(snapshots)
         self._housekeeping.sweep(alive)

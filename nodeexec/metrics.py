@@ -18,7 +18,7 @@ from schemas.snapshot import CaptureRecord
 from statemachine.restore import Outcome
 
 SAVE_PHASES: Final = ("freeze", "dump", "seal", "upload")
-RESTORE_PHASES: Final = ("decision", "fetch", "verify", "runsc_restore", "pod_ready")
+RESTORE_PHASES: Final = ("decision", "gate", "fetch", "verify", "runsc_restore", "pod_ready")
 
 _SECONDS: Final = (0.001, 0.005, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 
@@ -88,16 +88,24 @@ class AgentMetrics:
         self._save_phase("upload", record.uploading_at, record.uploaded_at)
 
     def restored(self, times: RestoreTimes) -> None:
-        """Count the phases of a restore, as far as they are known."""
+        """Count the phases of a restore, as far as they are known, but its fetch.
+
+        Several Pods may have waited for one: see ``fetched``.
+        """
         for phase, began_s, ended_s in (
             ("decision", times.asked_s, times.decided_s),
-            ("fetch", times.fetching_s, times.fetched_s),
+            ("gate", times.gating_s, times.gated_s),
             ("verify", times.verifying_s, times.verified_s),
             ("runsc_restore", times.restoring_s, times.restored_s),
             ("pod_ready", times.restored_s, times.ready_s),
         ):
             if began_s and ended_s:
                 self.restore_phases.labels(phase=phase).observe(max(ended_s - began_s, 0.0))
+
+    def fetched(self, size_bytes: int, took_s: float) -> None:
+        """Count an image that came from a bucket."""
+        self.fetched_bytes.inc(size_bytes)
+        self.restore_phases.labels(phase="fetch").observe(took_s)
 
     def _save_phase(self, phase: str, began_at: str, ended_at: str) -> None:
         began, ended = parse_time(began_at), parse_time(ended_at)

@@ -115,14 +115,15 @@ class RestoreDecider:
     progress: RunningRestores
     contents: MountedContent
     clock: Clock
-    on_fetched: Callable[[int], None] = lambda _bytes: None
+    # Called with the bytes of each fetch, and the seconds that they took.
+    on_fetched: Callable[[int, float], None] = lambda _bytes, _took_s: None
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _fetches: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(8, thread_name_prefix="fetch")
     )
     _running: dict[str, Future[Path]] = field(default_factory=dict)
-    # When the bytes of each snapshot began to come, and when they were all here.
-    _fetched: dict[str, tuple[float, float]] = field(default_factory=dict)
+    # When the fetch of each snapshot began, when all bytes were here, when they were verified.
+    _fetched: dict[str, tuple[float, float, float]] = field(default_factory=dict)
 
     def decide(
         self,
@@ -164,6 +165,11 @@ class RestoreDecider:
         if snapshot is not None and self.cache.lookup(snapshot.metadata.uid) is None:
             self._fetch(snapshot)
 
+    def keep_only(self, snapshots: set[str]) -> None:
+        """Forget the fetches of snapshots that are gone, by their UIDs."""
+        for uid in self._fetched.keys() - snapshots:
+            self._fetched.pop(uid, None)
+
     def fitting(self, pod: Pod, policy: Policy) -> Snapshot | None:
         """Return what a Pod would be restored from now, as far as is known."""
         try:
@@ -203,29 +209,43 @@ class RestoreDecider:
             candidate = self._candidate(pod, policy)
         except ContentError as error:
             return _despite(base, Reason.CONTENT_UNKNOWN, str(error))
-        choice = self._choice(candidate, hold)
+        choice, gating_s = self._choice(candidate, hold)
         if choice.snapshot is None:
             outcome = Outcome.COLD_DESPITE_SNAPSHOT if choice.noteworthy else Outcome.COLD
             return replace(base, outcome=outcome, cause=choice.cause, reason=choice.reason)
-        return self._with_image(pod, base, choice.snapshot, hold, ends_s)
+        now_s = self._now_s()
+        times = RestoreTimes(
+            namespace=pod.metadata.namespace,
+            pod_name=pod.metadata.name,
+            pod_uid=pod.metadata.uid,
+            node=pod.node_name,
+            decided_s=gating_s or now_s,
+            gating_s=gating_s,
+            gated_s=now_s if gating_s else 0.0,
+        )
+        return self._with_image(pod, replace(base, times=times), choice.snapshot, hold, ends_s)
 
-    def _choice(self, candidate: Candidate, hold: Callable[[float], None]) -> Choice:
-        """Choose a snapshot; behind the gate, wait for one that is in the making."""
+    def _choice(self, candidate: Candidate, hold: Callable[[float], None]) -> tuple[Choice, float]:
+        """Choose a snapshot; behind the gate, wait for one that is in the making.
+
+        Returns since when it waited, too, 0 if it did not.
+        """
         policy, store = candidate.policy, self.view.snapshots.store
         goes = policy.stops or policy.trigger_type is TriggerType.ON_DELETE
         gate_s = policy.options.gate_s or (_SUCCESSOR_GATE_S if goes else 0.0)
         choice = choose(candidate, store.items())
         if not gate_s or awaited(candidate, store.items()) is None:
-            return choice
+            return choice, 0.0
         hold(GATE_LIMIT_S + 1)
+        gating_s = self._now_s()
         with self._changed:
             self._changed.wait_for(lambda: awaited(candidate, store.items()) is None, gate_s)
         late = awaited(candidate, store.items())
         choice = choose(candidate, store.items())
         if late is None or choice.snapshot is not None:
-            return choice
+            return choice, gating_s
         text = f"PodSnapshot {late.metadata} was not ready within the gate's {gate_s:g} s"
-        return Choice(None, Reason.GATE_TIMED_OUT, text)
+        return Choice(None, Reason.GATE_TIMED_OUT, text), gating_s
 
     def _with_image(
         self,
@@ -236,15 +256,11 @@ class RestoreDecider:
         ends_s: float,
     ) -> Decision:
         uid = snapshot.metadata.uid
-        times = RestoreTimes(
-            namespace=pod.metadata.namespace,
-            pod_name=pod.metadata.name,
-            pod_uid=pod.metadata.uid,
-            node=pod.node_name,
-            decided_s=self._now_s(),
-        )
-        untold = replace(base, unfetched=snapshot, times=times)
+        untold = replace(base, unfetched=snapshot)
+        looking_s = self._now_s()
         image = self.cache.lookup(uid)
+        looked_s = self._now_s()
+        was_here = image is not None
         if image is None:
             hold(GATE_LIMIT_S + 1)
             left_s = max(ends_s - self.clock.monotonic_s(), 0)
@@ -263,26 +279,18 @@ class RestoreDecider:
                     "fetch goes on for later Pods"
                 )
                 return _despite(untold, Reason.FETCH_TOO_SLOW, text)
-        times = self._with_fetch(times, snapshot, pod)
-        return replace(
-            base, outcome=Outcome.RESTORED, snapshot=snapshot, image_dir=image, times=times
-        )
-
-    def _with_fetch(self, times: RestoreTimes, snapshot: Snapshot, pod: Pod) -> RestoreTimes:
-        """Add when the bytes came, if they came for this Pod, and until when they were verified."""
-        now_s = self._now_s()
-        fetching_s, fetched_s = self._fetched.get(snapshot.metadata.uid, (0.0, 0.0))
+        decision = replace(base, outcome=Outcome.RESTORED, snapshot=snapshot, image_dir=image)
+        if decision.times is None:
+            return decision
+        times = decision.times
+        began_s, came_s, ended_s = self._fetched.get(uid, (0.0, 0.0, 0.0))
+        verified = (looking_s, looked_s) if was_here else (came_s, ended_s)
+        times = replace(times, verifying_s=verified[0], verified_s=verified[1])
         created = parse_time(pod.metadata.creation_timestamp)
-        if created is None or fetching_s < created.timestamp():
-            # They were here; what was done now is to see whether they are still what was verified.
-            return replace(times, verifying_s=times.decided_s, verified_s=now_s)
-        return replace(
-            times,
-            fetching_s=fetching_s,
-            fetched_s=fetched_s,
-            verifying_s=fetched_s,
-            verified_s=max(now_s, fetched_s),
-        )
+        # It waited for them, or its arrival had them fetched.
+        if not was_here or (created is not None and began_s >= created.timestamp()):
+            times = replace(times, fetching_s=began_s, fetched_s=came_s)
+        return replace(decision, times=times)
 
     def _after_failure(self, base: Decision, cold: Mapping[str, Any]) -> Decision:
         reason = str(cold.get("reason", ""))
@@ -319,21 +327,24 @@ class RestoreDecider:
         if capture is None or capture.location is None:
             raise FetchError("the snapshot records no place of its bytes")
         uid = snapshot.metadata.uid
-        began_s = self._now_s()
+        began_s, came_s, came_bytes = self._now_s(), 0.0, 0
 
         def came(done_bytes: int, total_bytes: int) -> None:
+            nonlocal came_s, came_bytes
+            came_s, came_bytes = self._now_s(), done_bytes
             self.progress.fetched(uid, done_bytes, total_bytes)
-            if done_bytes == total_bytes:
-                self._fetched[uid] = (began_s, self._now_s())
-                self.on_fetched(total_bytes)
 
         try:
-            return self.cache.fetch(snapshot, self.open_store(capture.location), on_progress=came)
+            image = self.cache.fetch(snapshot, self.open_store(capture.location), on_progress=came)
         except DamagedError as error:
             self.on_damage(snapshot, str(error))
             raise
         except StoreError as error:
             raise FetchError(str(error)) from error
+        if came_bytes:  # nothing comes if it was here after all
+            self._fetched[uid] = (began_s, came_s, self._now_s())
+            self.on_fetched(came_bytes, max(came_s - began_s, 0.0))
+        return image
 
     def _now_s(self) -> float:
         return self.clock.now().timestamp()

@@ -128,10 +128,10 @@ class RestoreReports:
                     continue  # another thread was first
                 mark_told(mark)
             self.progress.ended(pod.metadata.uid)
-            self.traces.fell_back(pod, mark, cold)
             self.metrics.started(Outcome.FELL_BACK, Reason.RESTORE_FAILED)
             self._count(pod, cold)
             self.reports.outcome(pod, Outcome.FELL_BACK, snapshot=cold.snapshot, reason=cold.reason)
+            self.traces.fell_back(pod, mark, cold)
 
     def give_up(self, sandbox: PreparedSandbox, why: str) -> None:
         """Let a Pod that does not do well after its restore start cold: a new sandbox does."""
@@ -160,7 +160,7 @@ class RestoreReports:
             return
         limit_s = ready_limit_s(pod)
         if pod.are_containers_ready or pod.is_over:
-            self.traces.restored(sandbox, pod)
+            self.traces.restored(sandbox, pod)  # reads the attempt; never raises
             if since_s > _SETTLED_S or pod.is_over:
                 attempt.unlink(missing_ok=True)
                 self._settled(sandbox)

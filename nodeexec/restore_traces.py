@@ -12,8 +12,9 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 from backends.clock import Clock
 from nodeexec.restore_decision import Decision
@@ -34,6 +35,21 @@ from statemachine.trace import restore_spans
 
 log = logging.getLogger(__name__)
 
+P = ParamSpec("P")
+
+
+def _never_raises(tell: Callable[P, None]) -> Callable[P, None]:
+    """Log whatever goes wrong: what the caller does besides matters more than a trace."""
+
+    @wraps(tell)
+    def told(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            tell(*args, **kwargs)
+        except Exception:
+            log.warning("a restore has no trace", exc_info=True)
+
+    return told
+
 
 @dataclass(slots=True)
 class RestoreTraces:
@@ -45,18 +61,20 @@ class RestoreTraces:
     settings: AgentSettings
     snapshot_of: Callable[[str, str], Snapshot | None]
     clock: Clock
-    send: Callable[[Sequence[Span]], None] | None = None
+    send: Callable[[Sequence[Span]], bool] | None = None
     count: Callable[[RestoreTimes], None] = lambda _times: None
     # The sandboxes that were told of.
     _told: set[str] = field(default_factory=set)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
-    def became_ready(self, pod: Pod) -> None:
-        """Tell of the restore of a Pod that the watch shows Ready just now, if it was restored."""
+    @_never_raises
+    def became_ready(self, pod: Pod, ready_s: float) -> None:
+        """Tell of the restore of a Pod that the watch showed Ready, if it was restored."""
         sandbox = sandbox_of_pod(self.settings.bundles_dir, pod.metadata.uid)
         if sandbox is not None and sandbox.restore_is_complete:
-            self.restored(sandbox, pod, ready_s=self._now_s())
+            self.restored(sandbox, pod, ready_s=ready_s)
 
+    @_never_raises
     def restored(self, sandbox: PreparedSandbox, pod: Pod, *, ready_s: float = 0.0) -> None:
         """Tell of a restore whose Pod is Ready; without an instant the Pod's condition has one."""
         with self._guard:
@@ -82,6 +100,7 @@ class RestoreTraces:
             record.get("snapshot_uid", ""),
         )
 
+    @_never_raises
     def fell_back(self, pod: Pod, mark: Path, cold: ColdMark) -> None:
         """Tell of a restore that failed. ``mark`` is the runtime's note, or was its attempt's."""
         now_s = self._now_s()
@@ -94,13 +113,17 @@ class RestoreTraces:
         )
         self._tell(times, pod.metadata.namespace, cold.snapshot, cold.snapshot_uid)
 
+    @_never_raises
     def unfetched(self, decision: Decision) -> None:
         """Tell of a restore that was decided on and whose bytes could not be had."""
         times, snapshot = decision.times, decision.unfetched
         if times is None or snapshot is None:
             return
         times = replace(
-            times, fetching_s=times.decided_s, failed_s=self._now_s(), error=decision.reason
+            times,
+            fetching_s=max(times.decided_s, times.gated_s),
+            failed_s=self._now_s(),
+            error=decision.reason,
         )
         self.count(times)
         if self.send is not None:

@@ -160,4 +160,11 @@ def read_record(record: Path) -> PreparedSandbox | None:
 def sandbox_of_pod(bundles: Path, pod_uid: str) -> PreparedSandbox | None:
     """Return the newest recorded sandbox of a Pod."""
     found = [s for s in prepared_sandboxes(bundles) if s.pod_uid == pod_uid]
-    return max(found, key=lambda s: s.bundle.stat().st_ctime_ns, default=None)
+    return max(found, key=lambda s: _changed_ns(s.bundle), default=None)
+
+
+def _changed_ns(bundle: Path) -> int:
+    try:
+        return bundle.stat().st_ctime_ns
+    except OSError:
+        return 0  # removed meanwhile

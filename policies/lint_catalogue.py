@@ -7,6 +7,7 @@ from typing import Final
 RULES: Final[Mapping[str, str]] = {
     # a file, read
     "no-yaml": "The file is no text, or no YAML.",
+    "unreadable": "The file cannot be read.",
     "syntax": "The YAML has an error.",
     "duplicate-key": "A key stands twice in one object, and only one of the two would count.",
     "no-object": "A document is a list or a scalar, and no object.",
@@ -16,7 +17,7 @@ RULES: Final[Mapping[str, str]] = {
     "too-large": "The aliases of a document unfold to too much, or a file is too large.",
     "not-rendered": "A Helm chart or a kustomization, which has to be rendered first.",
     # an object of ours, by its CRD
-    "unknown-kind": "A group of ours does not have this kind or this version.",
+    "unknown-kind": "The API group or its version does not have this kind.",
     "unknown-field": "The schema does not have this field.",
     "unknown-value": "The schema has other values here.",
     "missing-field": "A field that has to be there is not.",

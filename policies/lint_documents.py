@@ -8,6 +8,7 @@ mean, so that one old word does not hide what is wrong beside it.
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import PurePath
+from typing import Final
 
 from policies.lint_rules import cross_file_findings
 from policies.manifest_tree import read_tree
@@ -16,6 +17,9 @@ from schemas.documents import Document
 from schemas.findings import Finding, Severity
 from schemas.old_spellings import modernised
 from schemas.spelling import nearest
+
+# podsnapshot.gke.com is a slip, podsnapshot.x-k8s.io another project.
+_ALIKE: Final = 0.9
 
 
 def document_findings(
@@ -31,7 +35,9 @@ def document_findings(
         body, old = modernised(written)
         document = replace(written, tree=body)
         is_ours = document.group in OUR_GROUPS
-        wrong = findings(document) if is_ours else _group_like_ours(document)
+        # The core group has no kind of our names, and whoever forgot the group meant ours.
+        named = is_ours or not document.group
+        wrong = findings(document) if named else _group_like_ours(document)
         found += [*old, *wrong]
         if is_ours and not wrong:
             sound.append(document)
@@ -42,7 +48,7 @@ def document_findings(
 
 def _group_like_ours(document: Document) -> list[Finding]:
     """Other projects have kinds of our names, so a group must look like ours to be a mistake."""
-    meant = nearest(document.group, OUR_GROUPS)
+    meant = nearest(document.group, OUR_GROUPS, cutoff=_ALIKE)
     if not meant:
         return []
     message = f"no cluster has {document.kind} of {document.api_version}"
@@ -58,9 +64,9 @@ def _duplicates(documents: Iterable[Document], namespace: str) -> list[Finding]:
     first: dict[tuple[str, str, str], Document] = {}
     found = []
     for document in documents:
-        if document.group not in OUR_GROUPS:
+        metadata = document.tree["metadata"] if document.group in OUR_GROUPS else {}
+        if not metadata.get("name"):
             continue
-        metadata = document.tree["metadata"]
         place = (metadata.get("namespace") or namespace) if is_namespaced(document) else ""
         key = (document.kind, place, metadata["name"])
         other = first.setdefault(key, document)

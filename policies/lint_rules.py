@@ -11,6 +11,7 @@ The trap: the cluster may hold what the files do not, so nothing is an error for
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import PurePath
 from typing import Any, Final
 
 from policies.capturing import restorable, storage_usable, unsupported
@@ -59,13 +60,17 @@ def storage_of_policies(tree: ManifestTree) -> Iterator[Finding]:
     """A policy's storage config: absent (it may be in the cluster), or not to be used."""
     path = ("spec", "storageConfigName")
     for policy, document in _policies(tree):
-        storage = tree.storage_configs.get(policy.storage_config_name)
-        if storage is None:
+        storages = tree.storage_configs.get(policy.storage_config_name, ())
+        if not storages:
             message = f"no file has PodSnapshotStorageConfig {policy.storage_config_name}"
             hint = "add it, unless the cluster has it already"
             yield document.finding(path, "missing-storage", message, hint, Severity.WARNING)
             continue
-        for finding in storage_usable(policy, storage).findings:
+        # Several of one name are for several clusters: each folder has its own.
+        folder = PurePath(document.file).parent
+        beside = [s for s in storages if PurePath(s.document.file).parent == folder]
+        refusals = [storage_usable(policy, s.config).findings for s in beside or storages]
+        for finding in refusals[0] if all(refusals) else ():
             message, _, hint = finding.message.partition("; ")
             yield document.finding(path, "unusable-storage", message, hint)
 
@@ -316,7 +321,10 @@ def _mounts(made: TemplateFile) -> Iterator[tuple[Path, Mapping[str, Any], str]]
         for index, mount in _items(container, "volumeMounts"):
             volume = volumes.get(mount["name"], {})
             source = next((key for key in volume if key != "name"), "")
-            read_only = mount.get("readOnly") or (volume.get(source) or {}).get("readOnly")
+            settings = volume.get(source)
+            read_only = mount.get("readOnly") or (
+                isinstance(settings, Mapping) and settings.get("readOnly")
+            )
             yield (*path, "volumeMounts", index), {**mount, "readOnly": read_only}, source
 
 

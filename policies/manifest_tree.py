@@ -5,7 +5,7 @@ Only what is sound is in it, so that no judgement has to ask twice. The trap: wh
 may give them another namespace, and the cluster may hold more than they say.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -29,6 +29,14 @@ class PolicyFile:
 
 
 @dataclass(frozen=True, slots=True)
+class StorageFile:
+    """A storage config and the document that says it."""
+
+    config: StorageConfig
+    document: Document
+
+
+@dataclass(frozen=True, slots=True)
 class TemplateFile:
     """A workload's Pod template and the document that says it."""
 
@@ -44,10 +52,10 @@ class TemplateFile:
 
 @dataclass(frozen=True)
 class ManifestTree:
-    """All of it; ``runtime_classes`` maps a name to its handler."""
+    """All of it, by name; ``runtime_classes`` maps to handlers."""
 
     policies: tuple[PolicyFile, ...] = ()
-    storage_configs: Mapping[str, StorageConfig] = field(default_factory=dict)
+    storage_configs: Mapping[str, Sequence[StorageFile]] = field(default_factory=dict)
     templates: tuple[TemplateFile, ...] = ()
     runtime_classes: Mapping[str, str] = field(default_factory=dict)
 
@@ -88,7 +96,7 @@ def read_tree(
     Returns what they say, and what of the templates could not be read.
     """
     policies: list[PolicyFile] = []
-    storage: dict[str, StorageConfig] = {}
+    storage: dict[str, list[StorageFile]] = {}
     templates: list[TemplateFile] = []
     classes: dict[str, str] = {}
     wrong: list[Finding] = []
@@ -100,7 +108,7 @@ def read_tree(
             policies.append(PolicyFile(Policy.parse(placed), document))
         elif document.group == GROUP and document.kind == "PodSnapshotStorageConfig":
             config = StorageConfig.parse(body)
-            storage[config.metadata.name] = config
+            storage.setdefault(config.metadata.name, []).append(StorageFile(config, document))
         elif document.group == _CLASS_GROUP and document.kind == "RuntimeClass":
             metadata = body.get("metadata")
             name = metadata.get("name") if isinstance(metadata, dict) else None

@@ -85,18 +85,28 @@ class WorkloadTemplate:
         _check(found, _POD, path)
         _check(obj.get("metadata") or {}, _METADATA, ("metadata",))
         own = obj.get("metadata") or {}
+        of_pod = found.get("metadata") or {}
         metadata = {
-            **(found.get("metadata") or {}),
+            "labels": of_pod.get("labels"),
+            "annotations": of_pod.get("annotations"),
             "name": own.get("name") or own.get("generateName") or "",
             "namespace": own.get("namespace") or namespace,
         }
-        return cls(api_version, kind, Pod.parse({**found, "metadata": metadata}), path)
+        return cls(
+            api_version, kind, Pod.parse({"metadata": metadata, "spec": found["spec"]}), path
+        )
 
 
 # The types of what is judged: a type, ``[item]`` for a list, ``{field: …}`` for an object, where a
 # field ending in ``!`` must be there; ``...`` stands for every field.
 _TEXTS: Final = {...: str}
-_METADATA: Final = {"name": str, "namespace": str, "labels": _TEXTS, "annotations": _TEXTS}
+_METADATA: Final = {
+    "name": str,
+    "generateName": str,
+    "namespace": str,
+    "labels": _TEXTS,
+    "annotations": _TEXTS,
+}
 _SOURCES: Final = ("configMap", "secret", "persistentVolumeClaim", "ephemeral", "emptyDir", "csi")
 _REFERENCE: Final = {"name": str, "key": str}
 _CONTAINER: Final = {

@@ -4,11 +4,14 @@
 Whether an object drifted is told by the controller's caches: every change of a spec raises its
 generation, so an object whose UID and generation are those of our last apply is as we left it, and
 a look at an unchanged repository asks the API server nothing about it.
+
+A cluster-scoped object serves every tenant. One that another brought is never written: if it says
+just the same it is shared, else the commit is refused.
 """
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from backends.kube.client import (
@@ -32,7 +35,7 @@ _RESOURCES: Final = {
     for r in (POD_SNAPSHOT_STORAGE_CONFIGS, POD_SNAPSHOT_POLICIES, POD_SNAPSHOT_MANUAL_TRIGGERS)
 }
 
-# UID and generation of an object as we last saw it equal to what is wanted.
+# UID and generation of an object as we last left it.
 Known = dict[InventoryEntry, tuple[str, int]]
 
 
@@ -48,6 +51,14 @@ class ApplyError(Exception):
         self.error = error
 
 
+@dataclass(slots=True)
+class Pruned:
+    """What became of what left; who is in neither was gone, or is somebody else's by now."""
+
+    deleted: list[InventoryEntry] = field(default_factory=list)
+    failed: dict[InventoryEntry, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class GitApplier:
     """Writes what a source wants, under one field manager."""
@@ -55,110 +66,167 @@ class GitApplier:
     client: KubeClient
     cache: ClusterCache
 
-    def refuse_to_take_over(self, source: GitSource, desired: DesiredState) -> None:
-        """Look before the first write whose the objects are.
+    def shared(self, source: GitSource, desired: DesiredState) -> frozenset[InventoryEntry]:
+        """Look before the first write whose the objects are; returns what stays another's.
 
         Raises:
             OwnedByAnotherError: some are not ours to write; all are named.
+            ApiError: the API server does not answer.
         """
-        taken = [
-            f"{wanted.entry} {owner}"
-            for wanted in desired.objects
-            if (owner := self._other_owner(source, wanted))
-        ]
+        shared, taken = set(), []
+        for wanted in desired.objects:
+            if wanted.entry.namespace:
+                found = self._cached(wanted.entry)
+                owner = self._owner(source, found) if found is not None else ""
+            else:
+                live = self._get(wanted.entry)
+                if live is None or _is_ours(source, Metadata.parse(live)):
+                    continue
+                if self._says_the_same(wanted, live):
+                    shared.add(wanted.entry)
+                    continue
+                brought = Metadata.parse(live).annotations.get(GIT_SOURCE_ANNOTATION)
+                by = f"GitSource {brought}" if brought else "somebody else"
+                owner = f"exists with another content and was brought by {by}"
+            if owner:
+                taken.append(f"{wanted.entry} {owner}")
         if taken:
             raise OwnedByAnotherError(
                 f"{'; '.join(taken)}. Nothing is applied: remove it from one of the two, or give "
                 "yours another name"
             )
+        return frozenset(shared)
 
-    def apply(self, source: GitSource, desired: DesiredState, revision: str, known: Known) -> None:
-        """Apply all.
+    def rehearse(
+        self,
+        source: GitSource,
+        desired: DesiredState,
+        revision: str,
+        shared: Collection[InventoryEntry],
+    ) -> None:
+        """Have the API server judge all before the first is written.
+
+        Raises:
+            ApplyError: the first that it would refuse.
+        """
+        for wanted in desired.objects:
+            if wanted.entry not in shared:
+                self._write(source, wanted, revision, dry_run=True)
+
+    def apply(
+        self,
+        source: GitSource,
+        desired: DesiredState,
+        revision: str,
+        known: Known,
+        shared: Collection[InventoryEntry],
+    ) -> None:
+        """Apply all but what is shared.
 
         Raises:
             ApplyError: the first that was refused.
         """
         for wanted in desired.objects:
-            if not self._is_shared(source, wanted):
+            if wanted.entry not in shared:
                 self._apply_one(source, wanted, revision, known)
 
     def correct(
-        self, source: GitSource, desired: DesiredState, revision: str, known: Known
-    ) -> list[InventoryEntry]:
-        """Undo what somebody changed since; returns what that was.
+        self,
+        source: GitSource,
+        desired: DesiredState,
+        revision: str,
+        known: Known,
+    ) -> tuple[list[InventoryEntry], frozenset[InventoryEntry]]:
+        """Undo what somebody changed since; returns what that was, and what is shared.
 
         Raises:
             ApplyError: the first that was refused.
             OwnedByAnotherError: one was taken over meanwhile.
+            ApiError: the API server does not answer.
         """
-        drifted = []
+        drifted: list[InventoryEntry] = []
+        shared: set[InventoryEntry] = set()
         for wanted in desired.objects:
-            seen = self._cached(wanted.entry)
+            entry = wanted.entry
+            seen = self._cached(entry)
+            is_known = seen is not None and known.get(entry) == (seen.uid, seen.generation)
             marks = _marks(source, wanted, revision)
-            if (
-                seen is not None
-                and known.get(wanted.entry) == (seen.uid, seen.generation)
-                and _has(seen, wanted, marks)
-            ):
+            if is_known and seen is not None and not _is_ours(source, seen):
+                if not entry.namespace:
+                    shared.add(entry)
+                    continue
+            elif is_known and seen is not None and _has(seen, wanted, marks):
                 continue
-            try:
-                live = self._get(wanted.entry)
-            except ApiError as error:
-                raise ApplyError(wanted.entry, error) from error
-            if live is not None and _is_as_wanted(live, wanted, marks):
-                metadata = Metadata.parse(live)
-                known[wanted.entry] = (metadata.uid, metadata.generation)
-                continue
-            if owner := self._owner(source, Metadata.parse(live or {})):
-                if not wanted.entry.namespace and _is_part_of(
-                    wanted.body.get("spec"), (live or {}).get("spec")
-                ):
-                    continue  # shared
-                raise OwnedByAnotherError(f"{wanted.entry} {owner}")
-            self._apply_one(source, wanted, revision, known)
-            drifted.append(wanted.entry)
-        return drifted
+            live = self._get(entry)
+            if live is not None:
+                alone = DesiredState((wanted,), ())
+                if not entry.namespace and self.shared(source, alone):
+                    _remember(known, entry, live)
+                    shared.add(entry)
+                    continue
+                if owner := self._owner(source, Metadata.parse(live)):
+                    raise OwnedByAnotherError(f"{entry} {owner}")
+            made = self._apply_one(source, wanted, revision, known)
+            if live is None or _content(live) != _content(made):
+                drifted.append(entry)
+        return drifted, frozenset(shared)
 
-    def prune(self, source: GitSource, entry: InventoryEntry) -> str:
-        """Delete an object that is still ours; returns why it could not be, empty if it is gone."""
-        resource = _RESOURCES.get(entry.kind)
-        if resource is None:
-            return ""
-        namespace = entry.namespace or None
-        try:
-            live = Metadata.parse(self.client.get(resource, entry.name, namespace=namespace))
-            if live.annotations.get(GIT_SOURCE_ANNOTATION) != str(source.metadata):
-                return ""  # somebody else's by now
-            self.client.delete(resource, entry.name, namespace=namespace, uid=live.uid)
+    def prune(self, source: GitSource, entries: Iterable[InventoryEntry]) -> Pruned:
+        """Delete those objects that still are ours."""
+        done = Pruned()
+        for entry in entries:
+            resource = _RESOURCES.get(entry.kind)
+            if resource is None:
+                continue
+            namespace = entry.namespace or None
+            try:
+                live = Metadata.parse(self.client.get(resource, entry.name, namespace=namespace))
+                if not _is_ours(source, live):
+                    continue
+                self.client.delete(resource, entry.name, namespace=namespace, uid=live.uid)
+            except NotFound:
+                continue
+            except ApiError as error:
+                log.warning("%s of %s could not be pruned: %s", entry, source.metadata, error)
+                done.failed[entry] = str(error)
+                continue
             log.info("pruned %s of %s", entry, source.metadata)
-        except NotFound:
-            return ""
-        except ApiError as error:
-            log.warning("%s of %s could not be pruned: %s", entry, source.metadata, error)
-            return str(error)
-        return ""
+            done.deleted.append(entry)
+        return done
 
     def _apply_one(
         self, source: GitSource, wanted: DesiredObject, revision: str, known: Known
-    ) -> None:
+    ) -> dict[str, Any]:
+        made = self._write(source, wanted, revision)
+        _remember(known, wanted.entry, made)
+        return made
+
+    def _write(
+        self, source: GitSource, wanted: DesiredObject, revision: str, *, dry_run: bool = False
+    ) -> dict[str, Any]:
         body: dict[str, Any] = {**wanted.body}
         marks = _marks(source, wanted, revision)
         body["metadata"] = {**body["metadata"], "annotations": marks}
         try:
-            live = self.client.apply(
-                _RESOURCES[wanted.entry.kind], body, field_manager=GITSOURCE_MANAGER, force=True
+            return self.client.apply(
+                _RESOURCES[wanted.entry.kind],
+                body,
+                field_manager=GITSOURCE_MANAGER,
+                force=True,
+                dry_run=dry_run,
             )
         except ApiError as error:
             raise ApplyError(wanted.entry, error) from error
-        metadata = Metadata.parse(live)
-        known[wanted.entry] = (metadata.uid, metadata.generation)
 
-    def _other_owner(self, source: GitSource, wanted: DesiredObject) -> str:
-        """Return to whom an object belongs if not to this source."""
-        found = self._cached(wanted.entry)
-        if not wanted.entry.namespace:
-            return self._other_content(source, wanted)
-        return self._owner(source, found) if found is not None else ""
+    def _says_the_same(self, wanted: DesiredObject, live: Mapping[str, Any]) -> bool:
+        """Whether two specs are equal once the server has filled in its defaults."""
+        if wanted.body.get("spec") == live.get("spec"):
+            return True
+        body = {**wanted.body, "metadata": {"generateName": f"{wanted.entry.name[:200]}-"}}
+        made = self.client.create(
+            _RESOURCES[wanted.entry.kind], body, field_manager=GITSOURCE_MANAGER, dry_run=True
+        )
+        return bool(made.get("spec") == live.get("spec"))
 
     def _owner(self, source: GitSource, found: Metadata) -> str:
         """Return who else applies an object, empty if nobody does."""
@@ -173,26 +241,6 @@ class GitApplier:
             application = found.annotations[ARGO_TRACKING_ANNOTATION].partition(":")[0]
             return f"is applied by Argo CD's Application {application}"
         return ""
-
-    def _other_content(self, source: GitSource, wanted: DesiredObject) -> str:
-        """A cluster-scoped object serves every tenant: only who brought it may change it."""
-        live = self._get(wanted.entry)
-        if live is None:
-            return ""
-        owner = Metadata.parse(live).annotations.get(GIT_SOURCE_ANNOTATION)
-        if owner == str(source.metadata) or _is_part_of(wanted.body["spec"], live["spec"]):
-            return ""
-        return (
-            f"exists with another content and was brought by "
-            f"{f'GitSource {owner}' if owner else 'somebody else'}"
-        )
-
-    def _is_shared(self, source: GitSource, wanted: DesiredObject) -> bool:
-        """Whether another applies just this for the whole cluster; two would write it in turns."""
-        if wanted.entry.namespace:
-            return False
-        live = self._get(wanted.entry)
-        return live is not None and self._owner(source, Metadata.parse(live)) != ""
 
     def _get(self, entry: InventoryEntry) -> dict[str, Any] | None:
         try:
@@ -225,19 +273,19 @@ def _has(seen: Metadata, wanted: DesiredObject, annotations: Mapping[str, str]) 
     return labels.items() <= seen.labels.items() and annotations.items() <= seen.annotations.items()
 
 
-def _is_as_wanted(
-    live: Mapping[str, Any], wanted: DesiredObject, annotations: Mapping[str, str]
-) -> bool:
-    return _has(Metadata.parse(live), wanted, annotations) and _is_part_of(
-        wanted.body.get("spec"), live.get("spec")
-    )
+def _content(live: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What an apply may change; a status in between does not count."""
+    metadata = Metadata.parse(live)
+    return metadata.uid, live.get("spec"), dict(metadata.labels), dict(metadata.annotations)
 
 
-def _is_part_of(wanted: Any, live: Any) -> bool:  # noqa: ANN401 - JSON trees
-    """Whether applying ``wanted`` would change nothing; the server has filled defaults in."""
-    if isinstance(wanted, dict) and isinstance(live, dict):
-        return all(key in live and _is_part_of(value, live[key]) for key, value in wanted.items())
-    return bool(wanted == live)
+def _is_ours(source: GitSource, found: Metadata) -> bool:
+    return found.annotations.get(GIT_SOURCE_ANNOTATION) == str(source.metadata)
+
+
+def _remember(known: Known, entry: InventoryEntry, live: Mapping[str, Any]) -> None:
+    metadata = Metadata.parse(live)
+    known[entry] = (metadata.uid, metadata.generation)
 
 
 def _key(owner: str) -> tuple[str, str]:

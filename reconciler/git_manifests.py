@@ -7,7 +7,7 @@ spellings are read as v1 and told, each with its file and line.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -29,6 +29,8 @@ KINDS_IN_ORDER: Final = (
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 # Who applies a hundred files with a thousand mistakes reads the first ones.
 _FINDINGS_TOLD: Final = 20
+# Each stands in status.inventory, and an object of the API has 1.5 MiB at most.
+_OBJECTS: Final = 2_000
 
 
 class TreeRefusedError(Exception):
@@ -77,15 +79,25 @@ class _Reading:
     objects: dict[InventoryEntry, _Written] = field(default_factory=dict)
 
 
-def desired_state(files: Mapping[str, bytes], *, namespace: str) -> DesiredState:
+def desired_state(
+    files: Mapping[str, bytes], *, namespace: str, in_time: Callable[[], object] = lambda: None
+) -> DesiredState:
     """Read and judge a tree; objects without a namespace go into ``namespace``.
+
+    ``in_time`` is asked at each file, and raises if there is no time left.
 
     Raises:
         TreeRefusedError: something in it is wrong; all findings are named.
     """
     reading = _Reading(namespace)
     for file, text in sorted(files.items()):
+        in_time()
         for found in read_all(file, text):
+            if len(reading.objects) > _OBJECTS:
+                raise TreeRefusedError(
+                    f"{file}:1:1: more than {_OBJECTS} objects of podsnap up to here, which one "
+                    "GitSource does not apply; make several, each with a folder"
+                )
             if isinstance(found, DocumentError):
                 reading.problems.append(found.finding)
             elif found.group in OUR_GROUPS | WRONG_GROUPS:

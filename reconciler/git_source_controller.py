@@ -7,6 +7,10 @@ looks is a cache; a controller that starts anew reads the commit again.
 """
 
 import logging
+import threading
+import traceback
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Final
@@ -28,7 +32,7 @@ from backends.kube.events import EventRecorder
 from reconciler.cluster_cache import ClusterCache
 from reconciler.controller import Key
 from reconciler.git_access import Access, read_access
-from reconciler.git_apply import ApplyError, GitApplier, Known, OwnedByAnotherError
+from reconciler.git_apply import ApplyError, GitApplier, Known, OwnedByAnotherError, Pruned
 from reconciler.git_manifests import DesiredState, TreeRefusedError, desired_state
 from reconciler.git_prune import leaving, refusal
 from reconciler.git_status import Failure, Status, applied, failed, render, suspended, working
@@ -42,9 +46,17 @@ _RETRY_S: Final = 10.0
 # What is stalled may be mended by a Secret, of which nobody tells.
 _STALLED_S: Final = 60.0
 _SHORTEST_S: Final = 0.1
+# Of the four threads; a namespace whose repositories drip leaves the others two.
+_LOOKS_PER_NAMESPACE: Final = 2
+_BUSY_S: Final = 0.5
 # What another try of the same commit finds again, and so is remembered.
 _OF_THE_COMMIT: Final = (EntryRefused, InvalidSource, LimitExceeded, PathNotFound, SignatureRefused)
 _NAMES_TOLD: Final = 20
+_NOTHING: Final = DesiredState((), ())
+
+
+class _ChangedMeanwhile(Exception):  # noqa: N818 - reads as what happened
+    """The GitSource is a newer one by now, or gone: nothing is applied for this one."""
 
 
 @dataclass(slots=True)
@@ -52,7 +64,7 @@ class _Memory:
     """What was found at a commit, for a spec and its Secrets: ``basis``."""
 
     basis: tuple[str, int, str]
-    desired: DesiredState | None = None
+    desired: DesiredState = _NOTHING
     failure: Failure | None = None
     notes: tuple[str, ...] = ()
     known: Known = field(default_factory=dict)
@@ -95,29 +107,56 @@ class GitSourceController:
     clock: Clock
     events: EventRecorder
     _memories: dict[str, _Memory] = field(default_factory=dict)
+    _looking: Counter[str] = field(default_factory=Counter)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def reconcile(self, key: Key) -> float | None:
         """Look at one repository when it is due, apply what it says, prune what left it."""
-        source = self.cache.git_sources.store.get(*key)
-        if source is None:
+        if self.cache.git_sources.store.get(*key) is None:
             return None
-        if source.metadata.is_deleting:
-            return self._let_go(source)
+        namespace, name = key
+        with self._lock:
+            if self._looking[namespace] >= _LOOKS_PER_NAMESPACE:
+                return _BUSY_S
+            self._looking[namespace] += 1
+        try:
+            # The cache may not have what the last look wrote.
+            source = GitSource.parse(self.client.get(GIT_SOURCES, name, namespace=namespace))
+            if source.metadata.is_deleting:
+                return self._let_go(source)
+            return self._reconcile(source)
+        except NotFound:
+            return None
+        except _ChangedMeanwhile:
+            return _SHORTEST_S
+        finally:
+            with self._lock:
+                self._looking[namespace] -= 1
+
+    def _reconcile(self, source: GitSource) -> float | None:
         if source.is_suspended:
             if (status := suspended(source)) is not None:
                 self._write(source, status)
             return None
         look = _Look(replace(source, handled_request=source.request))
+        if not source.is_held:
+            self._set_finalizers(source, [*source.metadata.finalizers, GIT_SOURCE_FINALIZER])
         try:
-            if not source.is_held:
-                self._set_finalizers(source, [*source.metadata.finalizers, GIT_SOURCE_FINALIZER])
             notes = self._carry_out(look, self._commit(look))
+        except _ChangedMeanwhile:
+            raise
         except GitError as error:
             return self._fail(look, Failure(error.reason, str(error), is_stalled=error.is_stalled))
         except ApiError as error:
             return self._fail(look, Failure("ApiServerFailed", str(error)))
         except Failure as failure:
             return self._fail(look, failure)
+        except Exception as error:  # noqa: BLE001 - the last place where it can be told
+            # Its text may hold what a Secret holds; the log has where it came from, not what.
+            log.error("%s: %s", source.metadata, _where(error))  # noqa: TRY400 - see above
+            what = f"the controller met an error it does not know ({type(error).__name__})"
+            told = f"{what}; its log says where. It is tried again"
+            return self._fail(look, Failure("InternalError", told))
         again_s = max(source.interval_s, _SHORTEST_S)
         status = replace(applied(look.source, notes), next_look=self._in(again_s))
         if not status.ready.says_the_same_as(source.conditions.get(READY)):
@@ -149,7 +188,7 @@ class GitSourceController:
                 return memory
             is_new_spec = source.observed_generation != source.metadata.generation
             if is_new_spec or revision != source.attempted_revision:
-                self._write(look.source, working(look.source, f"reading revision {revision}"))
+                self._begin(look.source, f"reading revision {revision}")
             memory = _Memory(basis)
             try:
                 checkout = repository.fetch(look.wanted, head)
@@ -173,8 +212,11 @@ class GitSourceController:
         if source.verify and access.signers:
             signer = verify(checkout, look.wanted, source.verify.mode, access.signers)
             notes.append(f"signed by {signer}")
-        files = checkout.tree(source.path).files
-        memory.desired = desired_state(files, namespace=source.metadata.namespace)
+        memory.desired = desired_state(
+            checkout.tree(source.path).files,
+            namespace=source.metadata.namespace,
+            in_time=checkout.in_time,
+        )
         if memory.desired.foreign:
             notes.append(f"left alone: {', '.join(memory.desired.foreign)}")
         if memory.desired.warnings:
@@ -208,8 +250,6 @@ class GitSourceController:
         """Make the cluster what a commit says; returns what there is to tell."""
         if memory.failure is not None:
             raise memory.failure.with_traceback(None)  # which would grow at each look
-        if memory.desired is None:
-            raise Failure("FetchFailed", "the commit was not read; it is tried again")
         source, desired = look.source, memory.desired
         entries = tuple(d.entry for d in desired.objects)
         if refused := refusal(source, entries, memory.revision):
@@ -217,34 +257,40 @@ class GitSourceController:
         applier = GitApplier(self.client, self.cache)
         try:
             if memory.is_applied or look.is_as_applied(memory.revision):
-                drifted = applier.correct(source, desired, memory.revision, memory.known)
+                drifted, shared = applier.correct(source, desired, memory.revision, memory.known)
                 if drifted:
                     log.info("%s: set back to Git: %s", source.metadata, _names(drifted))
                     told = f"set back to Git: {_names(drifted)}"
                     self._emit(source, "Normal", "DriftCorrected", told)
             else:
-                applier.refuse_to_take_over(source, desired)
-                self._apply(look, applier, desired, memory)
+                shared = applier.shared(source, desired)
+                self._apply(look, applier, memory, shared)
         except OwnedByAnotherError as error:
             raise Failure("OwnedByAnother", str(error)) from error
         except ApplyError as error:
             is_stalled = isinstance(error.error, Invalid)
             raise Failure("ApplyFailed", str(error), is_stalled=is_stalled) from error
         memory.is_applied = True
-        self._prune(look, applier, entries)
+        self._prune(look, applier, tuple(e for e in entries if e not in shared))
         commit = memory.revision.rpartition(":")[2][:12]
         return (f"commit {commit} applied, {len(entries)} objects", *memory.notes)
 
     def _apply(
-        self, look: _Look, applier: GitApplier, desired: DesiredState, memory: _Memory
+        self,
+        look: _Look,
+        applier: GitApplier,
+        memory: _Memory,
+        shared: frozenset[InventoryEntry],
     ) -> None:
         source = look.source
-        union = tuple(dict.fromkeys([*source.inventory, *(d.entry for d in desired.objects)]))
+        applier.rehearse(source, memory.desired, memory.revision, shared)
+        ours = (d.entry for d in memory.desired.objects if d.entry not in shared)
+        union = tuple(dict.fromkeys([*source.inventory, *ours]))
         if union != source.inventory:
             # Before the objects: whoever dies in between still knows what to prune.
             look.source = source = replace(source, inventory=union)
-            self._write(source, working(source, f"applying revision {memory.revision}"))
-        applier.apply(source, desired, memory.revision, memory.known)
+            self._begin(source, f"applying revision {memory.revision}")
+        applier.apply(source, memory.desired, memory.revision, memory.known, shared)
         if memory.revision != source.applied_revision:  # else the same commit by another spec
             look.source = replace(
                 source,
@@ -256,10 +302,13 @@ class GitSourceController:
     def _prune(self, look: _Look, applier: GitApplier, entries: tuple[InventoryEntry, ...]) -> None:
         source = look.source
         left = leaving(source.inventory, set(entries))
-        kept = [e for e in left if applier.prune(source, e)] if source.prune else left
-        if gone := [e for e in left if e not in kept]:
-            self._emit(source, "Normal", "Pruned", f"left the repository: {_names(gone)}")
+        pruned = applier.prune(source, left) if source.prune else Pruned()
+        kept = pruned.failed if source.prune else left
+        if pruned.deleted:
+            told = f"left the repository: {_names(pruned.deleted)}"
+            self._emit(source, "Normal", "Pruned", told)
         look.source = replace(source, inventory=(*entries, *kept))
+        _raise_failed(pruned)
 
     # -- the end of a source
 
@@ -270,14 +319,21 @@ class GitSourceController:
             return None
         if source.prune and not source.is_suspended:
             applier = GitApplier(self.client, self.cache)
-            errors = [applier.prune(source, e) for e in leaving(source.inventory, ())]
-            if error := next(filter(None, errors), ""):
-                return self._fail(_Look(source), Failure("PruneFailed", error))
+            try:
+                _raise_failed(applier.prune(source, leaving(source.inventory, ())))
+            except Failure as failure:
+                return self._fail(_Look(source), failure)
         remaining = [f for f in source.metadata.finalizers if f != GIT_SOURCE_FINALIZER]
-        return None if self._set_finalizers(source, remaining) else _SHORTEST_S
+        self._set_finalizers(source, remaining)
+        return None
 
-    def _set_finalizers(self, source: GitSource, finalizers: list[str]) -> bool:
-        """Return whether that is done; if not, the object is a newer one by now."""
+    def _set_finalizers(self, source: GitSource, finalizers: list[str]) -> None:
+        """Set them.
+
+        Raises:
+            _ChangedMeanwhile: the object is a newer one by now.
+            NotFound: it is gone.
+        """
         patch = {
             "metadata": {
                 "finalizers": finalizers,
@@ -293,11 +349,8 @@ class GitSourceController:
                 namespace=source.metadata.namespace,
                 field_manager=CONTROLLER_MANAGER,
             )
-        except NotFound:
-            return True
-        except Conflict:
-            return False
-        return True
+        except Conflict as error:
+            raise _ChangedMeanwhile from error
 
     # -- telling
 
@@ -312,18 +365,25 @@ class GitSourceController:
         self._write(source, status)
         return again_s
 
-    def _write(self, source: GitSource, status: Status) -> None:
-        body = render(source, status, to_time(self.clock.now()))
+    def _begin(self, source: GitSource, what: str) -> None:
+        """Tell before something is done, and leave it if there is nobody to tell."""
         try:
-            self.client.apply(
-                GIT_SOURCES,
-                body,
-                field_manager=CONTROLLER_MANAGER,
-                subresource="status",
-                force=True,
-            )
-        except (NotFound, Conflict):
-            return
+            self._put(source, working(source, what))
+        except (NotFound, Conflict) as error:
+            raise _ChangedMeanwhile from error
+
+    def _write(self, source: GitSource, status: Status) -> None:
+        with suppress(NotFound, Conflict):
+            self._put(source, status)
+
+    def _put(self, source: GitSource, status: Status) -> None:
+        self.client.apply(
+            GIT_SOURCES,
+            render(source, status, to_time(self.clock.now())),
+            field_manager=CONTROLLER_MANAGER,
+            subresource="status",
+            force=True,
+        )
 
     def _emit(self, source: GitSource, event_type: str, reason: str, message: str) -> None:
         about = {
@@ -335,6 +395,17 @@ class GitSourceController:
 
     def _in(self, seconds: float) -> str:
         return to_time(self.clock.now() + timedelta(seconds=seconds))
+
+
+def _raise_failed(pruned: Pruned) -> None:
+    if pruned.failed:
+        what = "; ".join(f"{entry}: {error}" for entry, error in pruned.failed.items())
+        raise Failure("PruneFailed", f"could not be deleted, and is tried again: {what}")
+
+
+def _where(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__} at " + ", ".join(f"{f.name}:{f.lineno}" for f in frames)
 
 
 def _names(entries: list[InventoryEntry]) -> str:

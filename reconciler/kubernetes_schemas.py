@@ -21,18 +21,16 @@ from schemas.schema_errors import explained
 # What the local cluster runs.
 DEFAULT_VERSION: Final = "1.36"
 _GROUPS: Final = {"v1": "core", "apps/v1": "apps", "batch/v1": "batch"}
-_KINDS: Final = frozenset(
-    {
-        "CronJob",
-        "DaemonSet",
-        "Deployment",
-        "Job",
-        "Pod",
-        "ReplicaSet",
-        "ReplicationController",
-        "StatefulSet",
-    }
-)
+_KINDS: Final = {
+    "CronJob": "batch/v1",
+    "DaemonSet": "apps/v1",
+    "Deployment": "apps/v1",
+    "Job": "batch/v1",
+    "Pod": "v1",
+    "ReplicaSet": "apps/v1",
+    "ReplicationController": "v1",
+    "StatefulSet": "apps/v1",
+}
 
 
 class SchemasMissingError(Exception):
@@ -75,9 +73,13 @@ class KubernetesSchemas:
 
     def findings(self, document: Document) -> list[Finding]:
         """Return what the schema refuses of a workload; nothing for other kinds."""
-        group = _GROUPS.get(document.api_version)
-        if group is None or document.kind not in _KINDS:
+        group, meant = _GROUPS.get(document.api_version), _KINDS.get(document.kind)
+        if group is None or meant is None:
             return []
+        if document.api_version != meant:
+            message = f"no Kubernetes has {document.kind} of {document.api_version}"
+            hint = f"write apiVersion: {meant}"
+            return [document.finding(("apiVersion",), "unknown-kind", message, hint)]
         validator = self._validator(f"io.k8s.api.{group}.v1.{document.kind}")
         return explained(document, validator.iter_errors(document.tree))
 

@@ -125,7 +125,7 @@ class Manager:
         self._events.stop()
         self.cache.stop()
 
-    def export_spans(self, send: Callable[[Sequence[Span]], None]) -> None:
+    def export_spans(self, send: Callable[[Sequence[Span]], bool]) -> None:
         """Tell the traces of saves to somebody, from now on."""
         self._snapshot_controller.send_spans = send
 

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import yaml
-
+from schemas.documents import DocumentError, read_documents
 from schemas.findings import Finding, Severity
 
 STDIN: Final = "-"
@@ -36,10 +35,11 @@ class ManifestFile:
 def manifest_files(paths: Iterable[str]) -> Iterator[ManifestFile | Finding]:
     """Yield the manifests of files and folders, each once, ``-`` being standard input.
 
-    A file that is too large, and a folder that would have to be rendered, is told by a finding.
+    A file that is too large or cannot be read, and a folder that would have to be rendered, is
+    told by a finding.
 
     Raises:
-        OSError: a path does not exist or cannot be read.
+        OSError: a path does not exist, or a folder cannot be read.
     """
     seen: set[Path] = set()
     for path in paths:
@@ -55,11 +55,16 @@ def manifest_files(paths: Iterable[str]) -> Iterator[ManifestFile | Finding]:
 
 
 def _read(path: Path) -> ManifestFile | Finding:
-    size_bytes = path.stat().st_size
+    try:
+        size_bytes = path.stat().st_size
+        text = path.read_bytes() if size_bytes <= FILE_LIMIT_BYTES else b""
+    except OSError as error:
+        message, hint = f"the file cannot be read: {error.strerror}", "mend its rights"
+        return Finding(str(path), 1, 1, Severity.ERROR, "unreadable", message, hint)
     if size_bytes > FILE_LIMIT_BYTES:
         message = f"the file has {size_bytes} bytes; no manifest has more than {FILE_LIMIT_BYTES}"
         return Finding(str(path), 1, 1, Severity.ERROR, "too-large", message, "leave it out")
-    return ManifestFile(str(path), path.read_bytes())
+    return ManifestFile(str(path), text)
 
 
 def _below(path: Path) -> Iterator[Path | Finding]:
@@ -68,6 +73,9 @@ def _below(path: Path) -> Iterator[Path | Finding]:
             raise FileNotFoundError(f"{path} does not exist; name a file or a folder, or -")
         yield path
         return
+    # A patch may lie in any folder, beside those that were passed already.
+    found: list[Path | Finding] = []
+    patches: set[Path] = set()
     for folder, names, files in os.walk(path, onerror=_unreadable):
         here = Path(folder)
         names[:] = sorted(n for n in names if not n.startswith("."))
@@ -75,14 +83,16 @@ def _below(path: Path) -> Iterator[Path | Finding]:
         if "Chart.yaml" in files:
             names[:] = [n for n in names if n != "templates"]
             passed = {"Chart.yaml", "values.yaml"}
-            yield _not_rendered(here / "Chart.yaml", "a Helm chart", "helm template")
+            found.append(_not_rendered(here / "Chart.yaml", "a Helm chart", "helm template"))
         for kustomization in (here / n for n in _KUSTOMIZATIONS if n in files):
-            passed |= {kustomization.name, *_patches(kustomization)}
-            yield _not_rendered(kustomization, "a kustomization", "kubectl kustomize")
+            passed.add(kustomization.name)
+            patches.update(_patches(kustomization))
+            found.append(_not_rendered(kustomization, "a kustomization", "kubectl kustomize"))
         for name in sorted(files):
             file = here / name
             if name.endswith(_SUFFIXES) and name not in passed and file.is_file():
-                yield file
+                found.append(file)
+    yield from (f for f in found if isinstance(f, Finding) or f.resolve() not in patches)
 
 
 def _unreadable(error: OSError) -> None:
@@ -96,15 +106,18 @@ def _not_rendered(file: Path, what: str, command: str) -> Finding:
     return Finding(str(file), 1, 1, Severity.NOTE, "not-rendered", message, hint)
 
 
-def _patches(kustomization: Path) -> Iterator[str]:
-    """Yield the files beside a kustomization that are pieces of objects."""
+def _patches(kustomization: Path) -> Iterator[Path]:
+    """Yield the files of a kustomization that are pieces of objects."""
+    read = _read(kustomization) if kustomization.is_file() else None
+    if not isinstance(read, ManifestFile):
+        return
     try:
-        tree = yaml.load(kustomization.read_bytes(), Loader=yaml.CSafeLoader)
-    except yaml.YAMLError:
+        tree = next((d.tree for d in read_documents(read.name, read.text)), {})
+    except DocumentError:
         return  # told when somebody renders it
     for key in ("patches", "patchesStrategicMerge", "patchesJson6902"):
-        listed = tree.get(key) if isinstance(tree, dict) else None
+        listed = tree.get(key)
         for entry in listed if isinstance(listed, list) else ():
             named = entry.get("path") if isinstance(entry, dict) else entry
             if isinstance(named, str) and "\n" not in named:
-                yield named.removeprefix("./")
+                yield (kustomization.parent / named).resolve()

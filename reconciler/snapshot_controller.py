@@ -5,6 +5,7 @@ The bytes are deleted here, by the place recorded at the claim, so that neither 
 storage config nor the node needs to exist any more.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,7 @@ from schemas.names import (
     TRACEPARENT_ANNOTATION,
 )
 from schemas.node_facts import AGENT_LOST_S
+from schemas.policy_origin import PolicyOrigin
 from schemas.snapshot import RECORD_VERSION, CaptureRecord, ControlRecord, Failure, Snapshot
 from schemas.span import Span
 from schemas.storage_config import Location
@@ -51,12 +53,14 @@ from statemachine.snapshot import (
     recorded_state,
     step,
 )
-from statemachine.trace import save_spans, save_traceparent
+from statemachine.trace import instant_s, save_spans, save_traceparent
 
 log = logging.getLogger(__name__)
 
 _LOOK_AGAIN_S: Final = 15.0
 _DELETE_RETRY_S: Final = 5.0
+# Both instants may have been cut to whole seconds.
+_COARSE_S: Final = 1.0
 _LOST: Final = "AgentLost"
 _POD_GONE: Final = "PodGone"
 # The node of a record that no node wrote.
@@ -73,8 +77,8 @@ class SnapshotController:
     clock: Clock
     open_store: Callable[[Location], ObjectStore]
     demands: DemandBook
-    # Who takes the spans of a save that has ended, if anybody does.
-    send_spans: Callable[[Sequence[Span]], None] | None = None
+    # Who takes the spans of a save that has ended, if anybody does; returns whether it did.
+    send_spans: Callable[[Sequence[Span]], bool] | None = None
     _signs_of_life: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def reconcile(self, key: Key) -> float | None:
@@ -105,29 +109,26 @@ class SnapshotController:
         if Effect.ABANDON in outcome.effects:
             self._abandon(snapshot, outcome, _LOST if facts.origin_alive else _POD_GONE)
             return 0.0
-        self._write(snapshot, outcome, standing)
+        is_told = self._write(snapshot, outcome, standing)
         if outcome.state is State.PENDING and CHECKPOINT not in snapshot.conditions:
             self._announce_waiting(snapshot)
         waiting = outcome.state in {State.PENDING, State.CHECKPOINTING, State.UPLOADING}
-        return _LOOK_AGAIN_S if waiting else standing.look_again_s
+        return _LOOK_AGAIN_S if waiting or not is_told else standing.look_again_s
 
-    def _trace(self, snapshot: Snapshot) -> None:
-        """Tell the spans of a save that has ended; the annotation says that it was done.
+    def _trace(self, snapshot: Snapshot) -> bool:
+        """Tell the spans of a save that has ended; the annotation says that they were taken.
 
-        A kill in between tells them twice, with the same ids.
+        A kill in between tells them twice, with the same ids. Returns whether they were taken.
         """
         annotations = {TRACEPARENT_ANNOTATION: save_traceparent(snapshot)}
-        policy = self.cache.policies.store.get(snapshot.metadata.namespace, snapshot.policy_name)
-        if policy is not None and not snapshot.origin.applied_at:
-            # A node made the snapshot, or the tool had not written its status yet.
-            origin = PolicyOrigins(self.client).of(policy)
-            if snapshot.git_revision in {"", origin.revision}:
-                annotations[POLICY_ORIGIN_ANNOTATION] = origin.to_annotation()
+        if origin := self._late_origin(snapshot):
+            annotations[POLICY_ORIGIN_ANNOTATION] = origin.to_annotation()
         if self.send_spans is not None:
             metadata = snapshot.metadata
             known = {**metadata.annotations, **annotations}
             traced = replace(snapshot, metadata=replace(metadata, annotations=known))
-            self.send_spans(save_spans(traced))
+            if not self.send_spans(save_spans(traced)):
+                return False
         patch = {
             "metadata": {
                 "annotations": annotations,
@@ -135,7 +136,8 @@ class SnapshotController:
                 "uid": snapshot.metadata.uid,
             }
         }
-        try:
+        # Gone, or changed since: that change queued the key again.
+        with contextlib.suppress(NotFound, Conflict):
             self.client.merge_patch(
                 POD_SNAPSHOTS,
                 snapshot.metadata.name,
@@ -143,8 +145,24 @@ class SnapshotController:
                 namespace=snapshot.metadata.namespace,
                 field_manager=CONTROLLER_MANAGER,
             )
-        except (NotFound, Conflict):
-            return  # gone, or changed since: that change queued the key again
+        return True
+
+    def _late_origin(self, snapshot: Snapshot) -> PolicyOrigin | None:
+        """Return where the policy came from if that was not known when the snapshot was made.
+
+        Then a node made it, or the tool had not written its status yet. A commit that came after
+        the snapshot did not bring it.
+        """
+        policy = self.cache.policies.store.get(snapshot.metadata.namespace, snapshot.policy_name)
+        if policy is None or snapshot.origin.applied_at:
+            return None
+        origin = PolicyOrigins(self.client).of(policy)
+        if origin.revision == snapshot.git_revision:
+            return origin
+        applied_s = instant_s(origin.applied_at)
+        created_s = instant_s(snapshot.metadata.creation_timestamp)
+        came_before = 0 < applied_s <= created_s + _COARSE_S
+        return origin if came_before and not snapshot.git_revision else None
 
     def _lift_quarantine(self, snapshot: Snapshot) -> None:
         """Forget what is known against a snapshot, then the wish, so that it can come again."""
@@ -289,14 +307,15 @@ class SnapshotController:
             ready_at=now if is_first else snapshot.control.ready_at,
         )
 
-    def _write(self, snapshot: Snapshot, outcome: Step, standing: Standing) -> None:
+    def _write(self, snapshot: Snapshot, outcome: Step, standing: Standing) -> bool:
+        """Write what was judged; a save that has ended is told. Returns whether nothing is left."""
         ready = ready_condition(outcome)
         control = self._control(snapshot, outcome, standing)
         same = ready.says_the_same_as(snapshot.conditions.get(READY))
         if same and control == snapshot.control:
             if not snapshot.traceparent and outcome.state in _ENDED:
-                self._trace(snapshot)  # what was judged stands, so the record is whole
-            return
+                return self._trace(snapshot)  # what was judged stands, so the record is whole
+            return True
         capture = snapshot.capture
         # What was once taken away must stand in every later apply, or it would be removed.
         if (
@@ -313,8 +332,9 @@ class SnapshotController:
                 conditions=capture_conditions(State.FAILED, text),
             )
             self._delete_bytes(snapshot)
-            return
+            return True
         self._apply(snapshot, outcome, taken=None, control=control, conditions=())
+        return True
 
     def _apply(
         self,

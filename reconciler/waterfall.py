@@ -68,7 +68,12 @@ def waterfall(spans: Iterable[Span], *, width: int, is_unicode: bool = True) -> 
 
 
 def duration(took_s: float) -> str:
-    """Return a duration with three digits and its unit, or in its two largest units."""
+    """Return a duration with three digits and its unit, or in its two largest units.
+
+    Nothing takes no time: then its instants are those of conditions, which have whole seconds.
+    """
+    if took_s == 0:
+        return "< 1 s"
     for unit, factor in (("µs", 1e6), ("ms", 1e3), ("s", 1.0)):
         amount = took_s * factor
         if amount < (_MINUTE_S if unit == "s" else 999.5):

@@ -7,6 +7,7 @@ of ``metadata``, which every kind shares.
 """
 
 import functools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -31,11 +32,12 @@ _SERVER_ONLY = ("x-kubernetes-validations",)
 _TEXT: Final = {"type": "string"}
 _TEXTS: Final = {"type": "object", "additionalProperties": _TEXT}
 _OBJECTS: Final = {"type": "array", "items": {"type": "object"}}
-_DNS_LABEL: Final = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_LABEL: Final = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_NAME: Final = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*")
 _METADATA: Final[dict[str, Any]] = {
     "type": "object",
     "properties": {
-        "name": {**_TEXT, "maxLength": 253, "pattern": rf"^{_DNS_LABEL}(\.{_DNS_LABEL})*$"},
+        "name": _TEXT,
         "generateName": _TEXT,
         "namespace": _TEXT,
         "labels": _TEXTS,
@@ -133,6 +135,10 @@ def findings(document: Document) -> list[Finding]:
     if not isinstance(metadata, dict) or not any(metadata.get(name) for name in names):
         message = "metadata.name is missing"
         found.append(document.finding(("metadata",), "missing-field", message, "give a name"))
+    elif isinstance(name := metadata.get("name"), str) and name and not _NAME.fullmatch(name):
+        message = f"metadata.name: {name!r} is no name of an object"
+        hint = "write a-z, 0-9, - and ., beginning and ending with a letter or digit"
+        found.append(document.finding(("metadata", "name"), "wrong-format", message, hint))
     return sorted(found, key=lambda f: (f.line, f.column, f.message))
 
 

@@ -10,6 +10,7 @@ Strangers write these files. What a document may cost is bounded: its depth, and
 unfold to. An error ends its document, not the ones after it in the file.
 """
 
+import json
 import re
 from base64 import b64decode
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,10 @@ Path = tuple[str | int, ...]
 
 _MERGE: Final = "<<"
 _LFS_POINTER: Final = "version https://git-lfs."
+# How JSON writes a character above U+FFFF; YAML knows no such pairs.
+_SURROGATES: Final = re.compile(
+    r"(?<!\\)((?:\\\\)*)\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})"
+)
 # What libyaml refuses, found before it reads: it would lose the documents that it read ahead.
 _UNPRINTABLE: Final = re.compile(
     "[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufeff\uff00-\ufffd\U00010000-\U0010ffff]"
@@ -161,6 +166,7 @@ def read_all(file: str, text: bytes) -> Iterator[Document | DocumentError]:
         message = "the file is a Git LFS pointer, not its content; keep manifests out of LFS"
         yield _error(file, 1, 1, "no-yaml", message)
         return
+    decoded = _without_surrogates(decoded)
     errors = skipped = 0
     while errors < ERRORS_LIMIT:
         reader = _Reader(file, decoded, skipped)
@@ -177,6 +183,22 @@ def read_all(file: str, text: bytes) -> Iterator[Document | DocumentError]:
             return
         skipped += decoded.count("\n", 0, start)
         decoded = decoded[start:]
+
+
+def _without_surrogates(text: str) -> str:
+    """Write the pairs of a JSON text as YAML does; columns behind one are two less."""
+    if not _SURROGATES.search(text):
+        return text
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+    def combined(pair: re.Match[str]) -> str:
+        units = bytes.fromhex(pair[2] + pair[3]).decode("utf-16-be")
+        return f"{pair[1]}\\U{ord(units):08x}"
+
+    return _SURROGATES.sub(combined, text)
 
 
 def _next_document(text: str, line: int) -> int | None:

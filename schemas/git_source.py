@@ -7,7 +7,7 @@ knows the other.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from schemas.conditions import Condition, parse_conditions
 from schemas.durations import parse_go_duration_s
@@ -15,6 +15,10 @@ from schemas.metadata import Metadata
 from schemas.names import GIT_SOURCE_FINALIZER, REQUESTED_AT_ANNOTATION
 
 VerifyMode = Literal["HEAD", "Tag", "TagAndHEAD"]
+
+# As the schema has them, for objects that are older than it.
+_INTERVAL_S: Final = (0.1, 365 * 86400.0)
+_TIMEOUT_S: Final = (1.0, 600.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +122,9 @@ class GitSource:
             tag=ref.get("tag"),
             commit=ref.get("commit"),
             path="" if path == "." else path,
-            interval_s=parse_go_duration_s(spec.get("interval") or "1m"),
+            interval_s=_within(spec.get("interval") or "1m", *_INTERVAL_S),
             prune=spec.get("prune", True),
-            timeout_s=parse_go_duration_s(spec.get("timeout") or "60s"),
+            timeout_s=_within(spec.get("timeout") or "60s", *_TIMEOUT_S),
             secret=(spec.get("secretRef") or {}).get("name"),
             verify=Verify.parse(verify) if verify else None,
             is_suspended=spec.get("suspend", False),
@@ -135,3 +139,7 @@ class GitSource:
             inventory=tuple(map(InventoryEntry.parse, status.get("inventory") or ())),
             conditions=parse_conditions(status),
         )
+
+
+def _within(duration: str, least_s: float, most_s: float) -> float:
+    return min(max(parse_go_duration_s(duration), least_s), most_s)

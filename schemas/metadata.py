@@ -27,6 +27,7 @@ class Metadata:
     def parse(cls, obj: Mapping[str, Any]) -> Self:
         """Read ``metadata`` of a whole object."""
         raw = obj.get("metadata") or {}
+        grace_s = raw.get("deletionGracePeriodSeconds")  # a file may have anything here
         return cls(
             name=raw.get("name", ""),
             namespace=raw.get("namespace", ""),
@@ -38,7 +39,7 @@ class Metadata:
             finalizers=tuple(raw.get("finalizers") or ()),
             creation_timestamp=raw.get("creationTimestamp") or "",
             deletion_timestamp=raw.get("deletionTimestamp"),
-            deletion_grace_period_s=float(raw.get("deletionGracePeriodSeconds") or 0),
+            deletion_grace_period_s=float(grace_s) if isinstance(grace_s, int | float) else 0.0,
             has_controller=any(o.get("controller") for o in raw.get("ownerReferences") or ()),
         )
 

@@ -14,8 +14,9 @@ from typing import Any, Self
 class RestoreTimes:
     """Instants are seconds since the epoch, 0 if unknown. ``error`` says why the Pod started cold.
 
-    Asked by the runtime, a snapshot decided on, its bytes fetched (before the question, if the
-    Pod's arrival began it) and verified, runsc told to restore, the memory back, the Pod Ready.
+    Asked by the runtime, a snapshot decided on or at the gate waited for, its bytes fetched (before
+    the question, if the Pod's arrival began it, or with another Pod's) or those on the node
+    verified, runsc told to restore, the memory back, the Pod Ready.
     """
 
     namespace: str
@@ -24,6 +25,8 @@ class RestoreTimes:
     node: str = ""
     asked_s: float = 0.0
     decided_s: float = 0.0
+    gating_s: float = 0.0
+    gated_s: float = 0.0
     fetching_s: float = 0.0
     fetched_s: float = 0.0
     verifying_s: float = 0.0
@@ -45,6 +48,8 @@ class RestoreTimes:
             self,
             asked_s=known.get("asked_s", 0.0),
             decided_s=known.get("decided_s", 0.0),
+            gating_s=known.get("gating_s", 0.0),
+            gated_s=known.get("gated_s", 0.0),
             fetching_s=known.get("fetching_s", 0.0),
             fetched_s=known.get("fetched_s", 0.0),
             verifying_s=known.get("verifying_s", 0.0),
@@ -55,6 +60,8 @@ class RestoreTimes:
 _UNTIL_ANSWER = (
     "asked_s",
     "decided_s",
+    "gating_s",
+    "gated_s",
     "fetching_s",
     "fetched_s",
     "verifying_s",

@@ -16,7 +16,6 @@ _GRAMMARS: Final[Mapping[str, str]] = {
     "lastAccessTimeout": "write a whole number and y, mo, d, h or min, such as 30d",
     "interval": "write a number and ms, s, m or h, such as 30s, 5m or 1h30m",
     "timeout": "write a number and ms, s, m or h, such as 30s, 5m or 1h30m",
-    "name": "write a-z, 0-9, - and ., beginning and ending with a letter or digit",
     "bucket": "write the bucket's name alone, without gs://, with a-z, 0-9, ., _ and -",
     "commit": "write the whole commit, 40 digits of 0-9 and a-f",
 }

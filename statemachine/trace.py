@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One trace for each snapshot's life, from the commit to every restored Pod, out of the records.
 
-Nothing is measured here: the spans are a projection of instants that objects have recorded. A crash
-loses none, telling twice tells the same, and parents and children need no context passed between
-programs, because every id can be computed from the snapshot.
+Nothing is measured here: the spans are a projection of instants that objects have recorded. They
+can be computed again after a crash, telling twice tells the same, and parents and children need no
+context passed between programs, because every id can be computed from the snapshot.
 
 The traps are clocks and gaps. Several machines wrote the instants, some in whole seconds, so a
 parent is stretched over its children, and nothing ends before it begins. A step whose instants are
@@ -11,8 +11,8 @@ not known has no span; its parent has one always.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Final
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Final
 
 from schemas.instants import parse_time
 from schemas.names import CREATED_AT_ANNOTATION, POD_RESTORED
@@ -27,6 +27,7 @@ AGENT: Final = "podsnap-agent"
 # A condition's instant has whole seconds.
 _COARSE_S: Final = 1.0
 _SHORT: Final = 12
+_YEAR_2200_S: Final = 7_258_118_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ def save_spans(snapshot: Snapshot) -> list[Span]:
     capture = snapshot.capture or CaptureRecord()
     begun_s = _created_s(snapshot)
     failure = f"{capture.failure.reason}: {capture.failure.message}" if capture.failure else ""
-    failed_s = (_s(capture.failed_at) or _story_s(snapshot, "Failed")) if failure else 0.0
+    failed_s = (instant_s(capture.failed_at) or _story_s(snapshot, "Failed")) if failure else 0.0
     root, *before = _origin_spans(snapshot)
     trace, save_id = snapshot.trace_id, _save_id(snapshot)
     save = Span(
@@ -55,7 +56,7 @@ def save_spans(snapshot: Snapshot) -> list[Span]:
         name="save",
         service=CONTROLLER,
         start_s=begun_s,
-        end_s=max(failed_s or _s(snapshot.control.ready_at), begun_s),
+        end_s=max(failed_s or instant_s(snapshot.control.ready_at), begun_s),
         attributes=_identity(snapshot)
         | _known(
             {
@@ -80,6 +81,10 @@ def restore_spans(snapshot: Snapshot, times: RestoreTimes) -> list[Span]:
 
     Its id is made of the Pod's UID: a Pod that is restored a second time tells of the last one.
     """
+    known: dict[str, Any] = {
+        f.name: _plausible_s(getattr(times, f.name)) for f in fields(times) if f.name.endswith("_s")
+    }
+    times = replace(times, **known)
     begun_s = min(filter(None, (times.fetching_s, times.asked_s, times.restoring_s)), default=0.0)
     begun_s = begun_s or times.restored_s or times.failed_s
     if not begun_s:
@@ -114,7 +119,7 @@ def restore_times(pod: Pod) -> RestoreTimes | None:
     restored = pod.conditions.get(POD_RESTORED)
     if restored is None:
         return None
-    at_s = _s(restored.last_transition_time)
+    at_s = instant_s(restored.last_transition_time)
     sandbox = pod.conditions.get("PodReadyToStartContainers")
     known = RestoreTimes(
         namespace=pod.metadata.namespace,
@@ -122,11 +127,20 @@ def restore_times(pod: Pod) -> RestoreTimes | None:
         pod_uid=pod.metadata.uid,
         node=pod.node_name,
         # Of the sandbox that was restored, unless the Pod got another one since.
-        restoring_s=min(_s(sandbox.last_transition_time), at_s) if sandbox is not None else 0.0,
+        restoring_s=min(instant_s(sandbox.last_transition_time), at_s)
+        if sandbox is not None
+        else 0.0,
     )
     if not restored.is_true:
         return replace(known, failed_s=at_s, error=restored.message)
-    return replace(known, restored_s=at_s, ready_s=_s(pod.ready_since))
+    return replace(known, restored_s=at_s, ready_s=instant_s(pod.ready_since))
+
+
+def instant_s(text: str) -> float:
+    """Return an instant in seconds since the epoch, 0 if it is not known."""
+    at = parse_time(text)
+    # Without a zone nobody knows when that was.
+    return _plausible_s(at.timestamp()) if at is not None and at.tzinfo is not None else 0.0
 
 
 def restore_id(snapshot: Snapshot, pod_uid: str) -> str:
@@ -147,14 +161,14 @@ def restore_traceparent(snapshot: Snapshot, pod_uid: str) -> str:
 def _origin_spans(snapshot: Snapshot) -> list[Span]:
     """Return the root: the commit, or the policy if no commit brought it; then what followed."""
     origin, trace = snapshot.origin, snapshot.trace_id
-    ready_s = _s(origin.ready_at)
+    ready_s = instant_s(origin.ready_at)
     policy = Span(
         trace_id=trace,
         span_id=span_id(trace, "policy"),
         parent_id="",
         name="policy",
         service=CONTROLLER,
-        start_s=_s(origin.created_at) or ready_s or _created_s(snapshot),
+        start_s=instant_s(origin.created_at) or ready_s or _created_s(snapshot),
         end_s=0.0,
         attributes=_known(
             {
@@ -166,8 +180,8 @@ def _origin_spans(snapshot: Snapshot) -> list[Span]:
     policy = replace(policy, end_s=max(ready_s, policy.start_s))
     if not origin.revision:
         return [policy]
-    applied_s = _s(origin.applied_at)
-    begun_s = _s(origin.seen_at) or applied_s or ready_s or _created_s(snapshot)
+    applied_s = instant_s(origin.applied_at)
+    begun_s = instant_s(origin.seen_at) or applied_s or ready_s or _created_s(snapshot)
     commit = Span(
         trace_id=trace,
         span_id=span_id(trace, "commit"),
@@ -198,12 +212,12 @@ def _origin_spans(snapshot: Snapshot) -> list[Span]:
 
 
 def _save_steps(snapshot: Snapshot, capture: CaptureRecord, begun_s: float) -> Iterable[_Step]:
-    dumped_s, uploading_s = _s(capture.dumped_at), _s(capture.uploading_at)
-    uploaded_s = _s(capture.uploaded_at)
-    yield _Step("wait", begun_s, _s(capture.claimed_at))
-    yield _Step("freeze", _s(capture.frozen_at), dumped_s)
-    yield _Step("dump", _s(capture.dumping_at), dumped_s)
-    yield _Step("seal", _s(capture.checkpointed_at), _s(capture.sealed_at))
+    dumped_s, uploading_s = instant_s(capture.dumped_at), instant_s(capture.uploading_at)
+    uploaded_s = instant_s(capture.uploaded_at)
+    yield _Step("wait", begun_s, instant_s(capture.claimed_at))
+    yield _Step("freeze", instant_s(capture.frozen_at), dumped_s)
+    yield _Step("dump", instant_s(capture.dumping_at), dumped_s)
+    yield _Step("seal", instant_s(capture.checkpointed_at), instant_s(capture.sealed_at))
     yield _Step(
         "upload",
         uploading_s,
@@ -219,12 +233,13 @@ def _save_steps(snapshot: Snapshot, capture: CaptureRecord, begun_s: float) -> I
             }
         ),
     )
-    yield _Step("ready", uploaded_s, _s(snapshot.control.ready_at), service=CONTROLLER)
+    yield _Step("ready", uploaded_s, instant_s(snapshot.control.ready_at), service=CONTROLLER)
 
 
 def _restore_steps(snapshot: Snapshot, times: RestoreTimes) -> Iterable[_Step]:
     size_bytes = snapshot.capture.size_bytes if snapshot.capture else 0
     yield _Step("decision", times.asked_s, times.decided_s)
+    yield _Step("gate", times.gating_s, times.gated_s)
     yield _Step(
         "fetch",
         times.fetching_s,
@@ -295,11 +310,11 @@ def _save_id(snapshot: Snapshot) -> str:
 def _created_s(snapshot: Snapshot) -> float:
     metadata = snapshot.metadata
     exact = metadata.annotations.get(CREATED_AT_ANNOTATION, "")
-    return _s(exact) or _s(metadata.creation_timestamp)
+    return instant_s(exact) or instant_s(metadata.creation_timestamp)
 
 
 def _story_s(snapshot: Snapshot, state: str) -> float:
-    return next((_s(e.at) for e in snapshot.control.story if e.state == state), 0.0)
+    return next((instant_s(e.at) for e in snapshot.control.story if e.state == state), 0.0)
 
 
 def _rate(size_bytes: int, start_s: float, end_s: float) -> int:
@@ -308,7 +323,6 @@ def _rate(size_bytes: int, start_s: float, end_s: float) -> int:
     return round(size_bytes / took_s) if start_s and took_s > 0 else 0
 
 
-def _s(text: str) -> float:
-    """Return an instant in seconds since the epoch, 0 if it is not known."""
-    at = parse_time(text)
-    return at.timestamp() if at is not None else 0.0
+def _plausible_s(at_s: float) -> float:
+    """Return an instant, 0 if a clock was off by centuries: OTLP has unsigned nanoseconds."""
+    return at_s if 0 < at_s < _YEAR_2200_S else 0.0

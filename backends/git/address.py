@@ -6,6 +6,7 @@ Both come from objects that people write. Credentials in an address would stand 
 """
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
@@ -53,6 +54,11 @@ class Address:
                 "spec.url has credentials in it, which everybody can read who may read the "
                 "GitSource; put them into a Secret, name it in spec.secretRef, and change them"
             )
+        if parts.scheme == "file" and parts.netloc:
+            raise InvalidSource(
+                f"{url!r} names a host, and file:// is the controller's own disk; write "
+                "file:///PATH into spec.url"
+            )
         path = unquote(parts.path)
         return cls(url, parts.scheme, parts.hostname or "", port, parts.username, path)
 
@@ -73,7 +79,7 @@ class Credentials:
         """Read the data of a Secret; keys that are not ours are left alone.
 
         Raises:
-            AuthenticationFailed: a value is no text.
+            AuthenticationFailed: a value is no text, or has what no header can carry.
         """
 
         def text(*keys: str) -> str:
@@ -85,10 +91,23 @@ class Credentials:
                     f"{key} in the Secret is no text; write it anew"
                 ) from error
 
+        username, password = text("username"), text("password")
+        token = text("bearerToken").strip()
+        # Libraries quote what they refuse; so it is refused here, without quoting.
+        for key, value in (("username", username), ("password", password), ("bearerToken", token)):
+            if any(unicodedata.category(c) == "Cc" for c in value):
+                raise AuthenticationFailed(
+                    f"{key} in the Secret has a line break or another control character in it; "
+                    "write it anew, without one at its end"
+                )
+        if not token.isascii():
+            raise AuthenticationFailed(
+                "bearerToken in the Secret has characters that are no ASCII; write it anew"
+            )
         return cls(
-            username=text("username"),
-            password=text("password"),
-            bearer_token=text("bearerToken").strip(),
+            username=username,
+            password=password,
+            bearer_token=token,
             identity=text("identity"),
             known_hosts=text("known_hosts"),
             authority=text("ca.crt", "caFile"),

@@ -5,6 +5,7 @@ A redirect or a pack that lies elsewhere is told and not followed: whoever answe
 point the controller, with its view of the cluster's network, at anything.
 """
 
+import base64
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -16,14 +17,14 @@ import urllib3
 from dulwich.client import Urllib3HttpGitClient, default_user_agent_string
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import NewConnectionError, SSLError
-from urllib3.util import make_headers
+from urllib3.exceptions import HTTPError, NewConnectionError, SSLError
 
 from backends.git.address import Address, Credentials
 from backends.git.errors import (
     AuthenticationFailed,
     CertificateRefused,
     FetchFailed,
+    GitError,
     RepositoryNotFound,
 )
 from backends.git.limits import Allowance
@@ -42,8 +43,8 @@ def https_client(
     if credentials.bearer_token:
         headers["Authorization"] = f"Bearer {credentials.bearer_token}"
     elif credentials.username or credentials.password:
-        pair = f"{credentials.username}:{credentials.password}"
-        headers["Authorization"] = make_headers(basic_auth=pair)["authorization"]
+        pair = f"{credentials.username}:{credentials.password}".encode()
+        headers["Authorization"] = f"Basic {base64.b64encode(pair).decode()}"
     options: dict[str, Any] = {"headers": headers, "retries": False}
     if address.scheme == "https":
         options["ssl_context"] = _trust(credentials.authority)
@@ -71,6 +72,8 @@ class _Client(Urllib3HttpGitClient):
         self._timeout = self._allowance.remaining_s()
         try:
             response, read = super()._http_request(url, headers, data, raise_for_status=False)
+        except GitError:
+            raise
         except Exception as error:
             raise _told(error, url) from error
         self._check(response)
@@ -118,7 +121,9 @@ def _told(error: Exception, url: str) -> Exception:
         if isinstance(cause, NewConnectionError):
             return FetchFailed(f"{url.split('/')[2]} cannot be reached; it is tried again")
         cause = cause.__cause__ or cause.__context__
-    return FetchFailed(f"{url.split('/')[2]} did not answer: {error}; it is tried again")
+    # What others say may quote a header, and that is a password.
+    text = error if isinstance(error, (OSError, HTTPError)) else type(error).__name__
+    return FetchFailed(f"{url.split('/')[2]} did not answer: {text}; it is tried again")
 
 
 def _trust(authority: str) -> ssl.SSLContext:
@@ -140,15 +145,27 @@ def _system_trust() -> ssl.SSLContext:
 def _guarded_pools(allowance: Allowance) -> dict[str, Any]:
     """Pools whose connections are closed when the time is over, even within a read."""
 
+    def connected(connection: HTTPConnection) -> socket.socket:
+        try:
+            return allowance.connect(connection.host, connection.port)
+        except OSError as error:
+            raise NewConnectionError(connection, str(error)) from error
+
     class Plain(HTTPConnection):
         def connect(self) -> None:
-            super().connect()
             allowance.guard(_shutting(self))
+            super().connect()
+
+        def _new_conn(self) -> socket.socket:
+            return connected(self)
 
     class Encrypted(HTTPSConnection):
         def connect(self) -> None:
+            allowance.guard(_shutting(self))  # a handshake may drip too
             super().connect()
-            allowance.guard(_shutting(self))
+
+        def _new_conn(self) -> socket.socket:
+            return connected(self)
 
     class PlainPool(HTTPConnectionPool):
         ConnectionCls = Plain

@@ -5,6 +5,7 @@ A socket's own timeout starts anew with each byte, so a server that drips would 
 ever. So one timer closes whatever is open when the time of the whole look is over.
 """
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -63,6 +64,31 @@ class Allowance:
         if self.is_over or left_s <= 0:
             raise self.timed_out()
         return left_s
+
+    def connect(self, host: str, port: int) -> socket.socket:
+        """Connect to the first address of a host that answers, in the time left.
+
+        Raises:
+            OSError: none does, or the host has none.
+            TimedOut: there is no time left.
+        """
+        last = OSError(f"{host} has no address")
+        for family, kind, protocol, _, at in socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        ):
+            connection = socket.socket(family, kind, protocol)
+            try:
+                connection.settimeout(self.remaining_s())
+                connection.connect(at)
+            except OSError as error:
+                connection.close()
+                last = error
+            except TimedOut:
+                connection.close()
+                raise
+            else:
+                return connection
+        raise last
 
     def timed_out(self) -> TimedOut:
         """Return the error that says so."""

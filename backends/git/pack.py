@@ -8,25 +8,40 @@ while the largest thing in memory is still the pack itself.
 
 import io
 import zlib
+from collections.abc import Callable
 from typing import Final
 
-from dulwich.errors import ChecksumMismatch
+from dulwich.errors import ApplyDeltaError, ChecksumMismatch, FileFormatException
 from dulwich.object_format import DEFAULT_OBJECT_FORMAT
 from dulwich.object_store import MemoryObjectStore
 from dulwich.pack import PackData, PackInflater, UnresolvedDeltas
 
 from backends.git.errors import FetchFailed, LimitExceeded
-from backends.git.limits import FILE_BYTES, UNPACKED_BYTES
+from backends.git.limits import ENTRIES, FILE_BYTES, UNPACKED_BYTES
 
 _HEADER_BYTES: Final = 12
 _TRAILER_BYTES: Final = 20
 _OFFSET_DELTA, _REFERENCE_DELTA = 6, 7
+_OFTEN: Final = 1000
 _SLICE_BYTES: Final = 1 << 16
-_DAMAGED: Final = (zlib.error, IndexError, KeyError, ValueError, AssertionError, ChecksumMismatch)
+_DAMAGED: Final = (
+    zlib.error,
+    IndexError,
+    KeyError,
+    ValueError,
+    AssertionError,
+    ChecksumMismatch,
+    ApplyDeltaError,
+    FileFormatException,
+)
 
 
-def unpack(pack: bytes, store: MemoryObjectStore) -> None:
+def unpack(
+    pack: bytes, store: MemoryObjectStore, in_time: Callable[[], object] = lambda: None
+) -> None:
     """Put the objects of a pack into a store.
+
+    ``in_time`` is asked now and then, and raises if there is no time left.
 
     Raises:
         LimitExceeded: it would need more memory than policies ever do.
@@ -35,26 +50,37 @@ def unpack(pack: bytes, store: MemoryObjectStore) -> None:
     if not pack:
         return
     try:
-        check(pack)
+        check(pack, in_time)
         file = io.BytesIO(pack)
         with PackData.from_file(file, DEFAULT_OBJECT_FORMAT, len(pack)) as data:
             data.check()
-            for unpacked in PackInflater.for_pack_data(data, store.get_raw):
+            inflated = PackInflater.for_pack_data(data, store.get_raw)
+            for number, unpacked in enumerate(inflated):
+                if number % _OFTEN == 0:
+                    in_time()
                 store.add_object(unpacked)
     except (*_DAMAGED, UnresolvedDeltas) as error:
         raise FetchFailed(f"the server sent a damaged pack ({error}); it is tried again") from error
 
 
-def check(pack: bytes) -> None:
+def check(pack: bytes, in_time: Callable[[], object] = lambda: None) -> None:
     """Walk a pack's entries without keeping what they hold.
 
     Raises:
-        LimitExceeded: the objects are larger than may be unpacked.
+        LimitExceeded: the objects are larger or more than may be unpacked.
     """
     if pack[:4] != b"PACK":
         raise ValueError("it does not begin as a pack")
     offset, total_bytes = _HEADER_BYTES, 0
-    for _ in range(int.from_bytes(pack[8:_HEADER_BYTES], "big")):
+    count = int.from_bytes(pack[8:_HEADER_BYTES], "big")
+    if count > ENTRIES:
+        raise LimitExceeded(
+            f"the commit holds {count} objects, more than {ENTRIES}; nothing of it was unpacked. "
+            "Keep the policies in a repository of their own"
+        )
+    for number in range(count):
+        if number % _OFTEN == 0:
+            in_time()
         size_bytes = entry_size(pack, offset)
         total_bytes += size_bytes
         if total_bytes > UNPACKED_BYTES:

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
@@ -105,14 +106,32 @@ def _verify(what: str, payload: bytes, signature: bytes | None, trusted: Trusted
         )
     if signature.lstrip().startswith(_SSH_BEGIN):
         return _verify_ssh(what, payload, signature, trusted)
+    return _verify_openpgp(what, payload, signature, trusted)
+
+
+def _verify_openpgp(what: str, payload: bytes, signature: bytes, trusted: TrustedSigners) -> str:
+    ended = {c.fingerprint: _ended(c) for c in trusted.certificates}
+    usable = [c for c in trusted.certificates if not ended[c.fingerprint]]
     try:
-        PySequoiaSignatureVendor(certs=trusted.certificates).verify(payload, signature)
+        PySequoiaSignatureVendor(certs=usable).verify(payload, signature)
     except BadSignature as error:
+        said = " ".join(str(error).split())[:200]
+        told = [f"; key {key} {why} and does not count" for key, why in ended.items() if why]
         raise SignatureRefused(
             f"the OpenPGP signature of {what} does not hold by the keys of the Secret: "
-            f"{' '.join(str(error).split())[:200]}"
+            f"{said}{''.join(told)}"
         ) from error
     return "OpenPGP"
+
+
+def _ended(certificate: Any) -> str:  # noqa: ANN401 - a Sequoia certificate
+    """Return why a key counts no more; the library takes it all the same."""
+    if certificate.is_revoked:
+        return "is revoked"
+    ends = certificate.expiration
+    if ends is not None and ends <= datetime.now(UTC):
+        return f"expired on {ends:%Y-%m-%d}"
+    return ""
 
 
 def _verify_ssh(what: str, payload: bytes, signature: bytes, trusted: TrustedSigners) -> str:

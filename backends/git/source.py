@@ -95,6 +95,7 @@ class Checkout:
     tag: Tag | None
     objects: Objects
     size_of: Callable[[ObjectID], int]
+    in_time: Callable[[], object] = lambda: None
 
     def tree(self, path: str) -> GitTree:
         """Read the YAML files below a folder.
@@ -102,7 +103,10 @@ class Checkout:
         Raises:
             GitError: the subclass says what is missing, refused or too much.
         """
-        return read_tree(self.objects, self.commit, path=path, size_of=self.size_of)
+        with _reading(f"commit {self.commit.id.decode()[:12]}"):
+            return read_tree(
+                self.objects, self.commit, path=path, size_of=self.size_of, in_time=self.in_time
+            )
 
 
 class Repository(Protocol):
@@ -134,7 +138,7 @@ def open_repository(
     credentials.check_against(address)
     if address.scheme == "file":
         with _open_local(address) as repository:
-            yield _Local(repository, url)
+            yield _Local(repository, url, Allowance(timeout_s))
         return
     with Allowance(timeout_s).running() as allowance:
         yield _Remote(_client(address, credentials, allowance), address, allowance)
@@ -184,14 +188,16 @@ class _Remote:
 
     def fetch(self, ref: Wanted, head: Head) -> Checkout:
         store = self._store(ref, head, depth=1, leave_out=b"blob:limit=%d" % (FILE_BYTES + 1))
-        return _checkout(store, head, self._address.url, ref, lambda _: 0)
+        in_time = self._allowance.remaining_s
+        return _checkout(store, head, self._address.url, ref, lambda _: 0, in_time)
 
     def is_rewritten(self, head: Head, before: str) -> bool:
         try:
             store = self._store(Wanted(), head, depth=_HISTORY, leave_out=b"tree:0")
         except GitError:
             return False  # not known, and the commit itself is here
-        return _has_lost(store, head.commit, before)
+        with _reading(self._address.url):
+            return _has_lost(store, head.commit, before)
 
     def _store(self, ref: Wanted, head: Head, *, depth: int, leave_out: bytes) -> MemoryObjectStore:
         pack = bytearray()
@@ -213,7 +219,8 @@ class _Remote:
                 filter_spec=leave_out,
             )
         store = MemoryObjectStore()
-        unpack(bytes(pack), store)
+        with _reading(self._address.url):
+            unpack(bytes(pack), store, self._allowance.remaining_s)
         return store
 
     @contextmanager
@@ -248,32 +255,38 @@ class _Remote:
             return RefNotFound(f"{url} has no {ref}, or does not give it out; check spec.ref")
         if isinstance(error, (GitProtocolError, HangupException, OSError, EOFError)):
             return FetchFailed(f"{url} could not be read: {text or type(error).__name__}")
-        return FetchFailed(f"{url} does not answer as a Git server does: {error!r:.200}")
+        # Its text may quote what was sent, and that is a password.
+        what = type(error).__name__
+        return FetchFailed(f"{url} does not answer as a Git server does: {what}")
 
 
 class _Local:
-    def __init__(self, repository: Repo, url: str) -> None:
+    def __init__(self, repository: Repo, url: str, allowance: Allowance) -> None:
         self._repository = repository
         self._url = url
+        self._allowance = allowance
 
     def head(self, ref: Wanted) -> Head:
         if ref.commit:
             name = ObjectID(ref.commit.encode())
             return Head(name, name)
-        try:
-            target = ObjectID(self._repository.refs[Ref(ref.name)])
-            peeled = self._repository[target]
-            while isinstance(peeled, Tag):
-                peeled = self._repository[peeled.object[1]]
-        except (KeyError, ValueError) as error:
-            raise _no_ref(self._url, ref) from error
+        with _reading(self._url):
+            try:
+                target = ObjectID(self._repository.refs[Ref(ref.name)])
+                peeled = self._repository[target]
+                while isinstance(peeled, Tag):
+                    peeled = self._repository[peeled.object[1]]
+            except (KeyError, ValueError) as error:
+                raise _no_ref(self._url, ref) from error
         return Head(target, peeled.id)
 
     def fetch(self, ref: Wanted, head: Head) -> Checkout:
-        return _checkout(self._repository, head, self._url, ref, self._size_of)
+        in_time = self._allowance.remaining_s
+        return _checkout(self._repository, head, self._url, ref, self._size_of, in_time)
 
     def is_rewritten(self, head: Head, before: str) -> bool:
-        return _has_lost(self._repository, head.commit, before)
+        with _reading(self._url):
+            return _has_lost(self._repository, head.commit, before)
 
     def _size_of(self, sha: ObjectID) -> int:
         """Return a blob's size without reading it, 0 if that cannot be told."""
@@ -307,22 +320,42 @@ def _open_local(address: Address) -> Iterator[Repo]:
         yield repository
 
 
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Turn what damaged objects make dulwich raise into what a user can act on."""
+    try:
+        yield
+    except GitError:
+        raise
+    except Exception as error:
+        raise FetchFailed(
+            f"{what} cannot be read ({type(error).__name__}): objects of it are missing or "
+            "damaged; it is tried again. `git fsck` over there tells which"
+        ) from error
+
+
 def _checkout(
-    objects: Objects, head: Head, url: str, ref: Wanted, size_of: Callable[[ObjectID], int]
+    objects: Objects,
+    head: Head,
+    url: str,
+    ref: Wanted,
+    size_of: Callable[[ObjectID], int],
+    in_time: Callable[[], object],
 ) -> Checkout:
     tag: Tag | None = None
-    try:
-        found: ShaFile = objects[head.target]
-        while isinstance(found, Tag):
-            tag = tag or found
-            found = objects[found.object[1]]
+    with _reading(url):
+        try:
+            found: ShaFile = objects[head.target]
+            while isinstance(found, Tag):
+                tag = tag or found
+                found = objects[found.object[1]]
+        except (KeyError, ValueError) as error:
+            raise _no_ref(url, ref) from error
         if not isinstance(found, Commit):
             raise RefNotFound(f"{ref} in {url} is no commit; check spec.ref")
         if not isinstance(objects[found.tree], Tree):
             raise FetchFailed(f"commit {found.id.decode()} in {url} has no tree")
-    except (KeyError, ValueError) as error:
-        raise _no_ref(url, ref) from error
-    return Checkout(found, tag, objects, size_of)
+    return Checkout(found, tag, objects, size_of, in_time)
 
 
 def _no_ref(url: str, ref: Wanted) -> RefNotFound:

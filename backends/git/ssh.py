@@ -81,12 +81,12 @@ class _Vendor(SSHVendor):
         client.set_missing_host_key_policy(_Refuse())
         _load(client.get_host_keys(), self._credentials.known_hosts)
         key = _private_key(self._credentials) if self._credentials.identity else None
-        limit_s = self.allowance.remaining_s()
         try:
-            connection = socket.create_connection((host, port), timeout=limit_s)
+            connection = self.allowance.connect(host, port)
         except OSError as error:
             raise FetchFailed(f"{host}:{port} cannot be reached: {error}") from error
         self.allowance.guard(_closing(client, connection))
+        limit_s = self.allowance.remaining_s()
         try:
             client.connect(
                 host,

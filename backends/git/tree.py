@@ -45,6 +45,7 @@ class _Walk:
     size_of: Callable[[ObjectID], int]
     path: str
     entries: int = 0
+    in_time: Callable[[], object] = lambda: None
     files: int = 0
     size_bytes: int = 0
     pending: list[tuple[Tree, str, int]] = field(default_factory=list)
@@ -56,13 +57,17 @@ def read_tree(
     *,
     path: str = "",
     size_of: Callable[[ObjectID], int] = lambda _: 0,
+    in_time: Callable[[], object] = lambda: None,
 ) -> GitTree:
-    """Read the YAML files; ``size_of`` says how large a file is before it is read.
+    """Read the YAML files.
+
+    ``size_of`` says how large a file is before it is read; ``in_time`` is asked at each folder and
+    file, and raises if there is no time left.
 
     Raises:
         GitError: the subclass says what is missing, refused or too much.
     """
-    walk = _Walk(objects, size_of, path)
+    walk = _Walk(objects, size_of, path, in_time=in_time)
     walk.pending.append((_folder(objects, commit, path), path, 0))
     return GitTree(commit=commit.id.decode(), files=dict(_files(walk)))
 
@@ -94,6 +99,7 @@ def _folder(objects: Objects, commit: Commit, path: str) -> Tree:
 
 def _files(walk: _Walk) -> Iterator[tuple[str, bytes]]:
     while walk.pending:
+        walk.in_time()
         folder, prefix, depth = walk.pending.pop()
         if depth > DEPTH:
             raise LimitExceeded(f"{prefix}: more than {DEPTH} folders deep; make it flatter")
@@ -126,6 +132,7 @@ def _files(walk: _Walk) -> Iterator[tuple[str, bytes]]:
 
 
 def _content(walk: _Walk, sha: ObjectID, name: str) -> bytes:
+    walk.in_time()
     size_bytes = walk.size_of(sha)
     if size_bytes > FILE_BYTES:
         raise too_large(name, size_bytes)

@@ -8,6 +8,7 @@ so by UID or resourceVersion.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import quote
 
 from backends.kube.errors import AlreadyExists, Conflict, ServerUnavailable
 from backends.kube.transport import APPLY, DEFAULT_LIMIT_S, Stream, Transport
@@ -29,12 +30,20 @@ class Resource:
     namespaced: bool = True
 
     def path(self, *, namespace: str | None = None, name: str = "", subresource: str = "") -> str:
-        """Return the path of a collection, an object or a subresource."""
+        """Return the path of a collection, an object or a subresource.
+
+        Whatever a name holds, it leads to no other path and no query.
+
+        Raises:
+            ValueError: a name is ``.`` or ``..``, which HTTP clients resolve.
+        """
+        if {namespace, name} & {".", ".."}:
+            raise ValueError(f"{namespace!r} and {name!r} are no names")
         parts = ["/api" if not self.group else f"/apis/{self.group}", self.version]
         if self.namespaced and namespace:
-            parts += ["namespaces", namespace]
+            parts += ["namespaces", quote(namespace, safe="")]
         parts.append(self.plural)
-        return "/".join([*parts, *filter(None, (name, subresource))])
+        return "/".join([*parts, *filter(None, (quote(name, safe=""), subresource))])
 
 
 _SNAPSHOT_GROUP = "podsnapshot.gke.io"
@@ -180,9 +189,10 @@ class KubeClient:
         field_manager: str,
         subresource: str = "",
         force: bool = False,
+        dry_run: bool = False,
         unless: Callable[[dict[str, Any]], bool] | None = None,
     ) -> dict[str, Any]:
-        """Apply on the server side.
+        """Apply on the server side, or with ``dry_run`` only return what that would make.
 
         What an earlier apply of this manager set and this one leaves out is removed. The status of
         a custom kind is not written if ``unless`` holds for the object as it is by then.
@@ -197,7 +207,12 @@ class KubeClient:
             "resourceVersion"
         ):
             return self._apply(
-                resource, body, field_manager=field_manager, subresource=subresource, force=force
+                resource,
+                body,
+                field_manager=field_manager,
+                subresource=subresource,
+                force=force,
+                dry_run=dry_run,
             )
         # The status of a custom kind takes any UID; only resourceVersion is compared.
         last: ServerUnavailable | None = None
@@ -219,6 +234,7 @@ class KubeClient:
                     field_manager=field_manager,
                     subresource=subresource,
                     force=force,
+                    dry_run=dry_run,
                 )
             except Conflict as error:
                 if error.details.get("causes"):
@@ -238,9 +254,10 @@ class KubeClient:
         field_manager: str,
         subresource: str,
         force: bool,
+        dry_run: bool,
     ) -> dict[str, Any]:
         metadata = body["metadata"]
-        params = {"fieldManager": field_manager}
+        params = {"fieldManager": field_manager} | ({"dryRun": "All"} if dry_run else {})
         if force:
             params["force"] = "true"
         return self._transport.request(

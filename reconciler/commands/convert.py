@@ -5,6 +5,7 @@ The trap: a link. The file behind it is rewritten and the link stays one; but a 
 of a folder that was named is left alone, because nobody asked for what lies there.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterator
@@ -29,21 +30,25 @@ def convert(paths: tuple[str, ...], *, check: bool, diff: bool) -> None:
     Files, folders, or - for standard input, whose result is printed. Comments and everything that
     is no old spelling stay as they are.
     """
+    from reconciler.commands.findings_output import printable
     from reconciler.manifest_files import ManifestFile, manifest_files
+    from schemas.findings import Severity
 
     changed = failed = 0
     try:
         for path in paths:
             for file in manifest_files([path]):
                 if not isinstance(file, ManifestFile):
+                    _say(file)
+                    failed += file.severity is Severity.ERROR
                     continue
                 after = _converted(path, file)
                 failed += after is None
                 changed += after not in {None, file.text}
                 if after is not None and not check:
-                    _deliver(path, file, after, diff=diff)
+                    failed += not _delivered(path, file, after, diff=diff)
     except OSError as error:
-        raise CommandError(ExitCode.USAGE, str(error)) from error
+        raise CommandError(ExitCode.USAGE, printable(str(error))) from error
     if failed or (check and changed):
         sys.exit(ExitCode.ERROR)
 
@@ -55,51 +60,68 @@ def _converted(path: str, file: "ManifestFile") -> bytes | None:
     try:
         result = converted(file.name, file.text)
     except ConversionError as error:
-        click.echo(str(error), err=True)
+        _say(error)
         return None
     if not result.changes or _leads_out(path, file.name):
         return file.text
     for change in result.changes:
-        click.echo(str(change), err=True)
+        _say(change)
     return result.text
 
 
-def _deliver(path: str, file: "ManifestFile", after: bytes, *, diff: bool) -> None:
+def _say(text: object) -> None:
+    """Tell something on standard error; it may quote what a stranger wrote."""
+    from reconciler.commands.findings_output import printable
+
+    click.echo(printable(str(text)), err=True)
+
+
+def _delivered(path: str, file: "ManifestFile", after: bytes, *, diff: bool) -> bool:
     if diff:
         click.echo("".join(_difference(file.name, file.text, after)), nl=False)
     elif path == "-":
         sys.stdout.buffer.write(after)
     elif after != file.text:
-        _write(Path(file.name), after)
+        try:
+            _write(Path(file.name), after)
+        except OSError as error:
+            _say(f"{file.name}: cannot be written, and is left as it is: {error.strerror}")
+            return False
+    return True
 
 
 def _leads_out(path: str, file: str) -> bool:
     folder = Path(path)
     out = folder.is_dir() and not Path(file).resolve().is_relative_to(folder.resolve())
     if out:
-        click.echo(f"{file} is a link out of {path}, and is left alone; name it itself", err=True)
+        _say(f"{file} is a link out of {path}, and is left alone; name it itself")
     return out
 
 
 def _difference(name: str, before: bytes, after: bytes) -> Iterator[str]:
     import difflib
 
+    from reconciler.commands.findings_output import printable
+
+    name = printable(name)
     old, new = (text.decode().splitlines(keepends=True) for text in (before, after))
     for line in difflib.unified_diff(old, new, fromfile=name, tofile=name):
         yield line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"
 
 
 def _write(path: Path, text: bytes) -> None:
-    """Replace a file as a whole, with its mode; a link stays a link."""
+    """Replace a file as a whole, with its mode and owner; a link stays a link."""
     import tempfile
 
     target = path.resolve()
-    mode = target.stat().st_mode & 0o7777
+    before = target.stat()
     descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with open(descriptor, "wb") as file:
             file.write(text)
-            os.fchmod(descriptor, mode)
+            with contextlib.suppress(PermissionError):  # only root may give a file away
+                os.fchown(descriptor, before.st_uid, before.st_gid)
+            os.fchmod(descriptor, before.st_mode & 0o7777)
             file.flush()
             os.fsync(descriptor)
         Path(temporary).replace(target)

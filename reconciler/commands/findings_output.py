@@ -6,6 +6,7 @@ log) must not take a part of it for a command.
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -29,7 +30,7 @@ _GITHUB: Final[Mapping[Severity, str]] = {
 def as_text(findings: Sequence[Finding]) -> str:
     """Return a line for each, as compilers write it."""
     return "\n".join(
-        _printable(f"{f.place}: {f.severity}: {f.message}{f.hint and f'; {f.hint}'} [{f.rule}]")
+        printable(f"{f.place}: {f.severity}: {f.message}{f.hint and f'; {f.hint}'} [{f.rule}]")
         for f in findings
     )
 
@@ -57,8 +58,8 @@ def as_sarif(findings: Sequence[Finding]) -> str:
         "rules": [
             {
                 "id": rule,
-                "shortDescription": {"text": RULES[rule]},
-                "help": {"text": f"{RULES[rule]} See {_DOCUMENTATION}."},
+                "shortDescription": {"text": RULES.get(rule, rule)},
+                "help": {"text": f"{RULES.get(rule, rule)} See {_DOCUMENTATION}."},
             }
             for rule in used
         ],
@@ -83,22 +84,30 @@ def _amount(number: int, what: str) -> str:
 
 def _result(finding: Finding, rule_index: int) -> dict[str, Any]:
     region = {"startLine": finding.line, "startColumn": finding.column}
-    place = {"artifactLocation": {"uri": quote(finding.file)}, "region": region}
+    place = {"artifactLocation": {"uri": quote(os.fsencode(finding.file))}, "region": region}
     return {
         "ruleId": finding.rule,
         "ruleIndex": rule_index,
         "level": str(finding.severity),
-        "message": {"text": finding.message + (finding.hint and f"; {finding.hint}")},
+        "message": {"text": _unicode(finding.message + (finding.hint and f"; {finding.hint}"))},
         "locations": [{"physicalLocation": place}],
     }
 
 
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def printable(text: str) -> str:
+    """Return one line that is a command neither to a terminal nor to a workflow."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    line = line.replace("##[", "#\\x23[")
+    return f"./{line}" if line.lstrip().startswith("::") else line
+
+
+def _unicode(text: str) -> str:
+    """Return a text without the bytes that Python keeps of file names that are no UTF-8."""
+    return os.fsencode(text).decode("utf-8", "replace")
 
 
 def _data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return _unicode(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def _property(text: str) -> str:

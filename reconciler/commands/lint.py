@@ -58,6 +58,7 @@ def _judged(
     from dataclasses import replace
 
     from policies.lint_documents import document_findings
+    from reconciler.commands.findings_output import printable
     from reconciler.kubernetes_schemas import (
         DEFAULT_VERSION,
         KubernetesSchemas,
@@ -84,7 +85,7 @@ def _judged(
                 else:
                     found.append(read.finding)
     except OSError as error:
-        raise CommandError(ExitCode.USAGE, str(error)) from error
+        raise CommandError(ExitCode.USAGE, printable(str(error))) from error
     found += document_findings(documents, namespace=namespace)
     try:
         schemas = KubernetesSchemas(kubernetes_version or DEFAULT_VERSION)

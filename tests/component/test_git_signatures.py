@@ -2,10 +2,15 @@
 """Whose signature holds for a commit or a tag, made by git and ssh-keygen themselves."""
 
 import subprocess
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pysequoia
 import pytest
+from cluster_world import eventually
+from dulwich.objects import Commit
+from dulwich.refs import Ref
+from dulwich.repo import Repo
 from git_servers import git, make_repository
 
 from backends.git.errors import AuthenticationFailed, SignatureRefused
@@ -98,6 +103,34 @@ def test_a_signature_counts_by_the_keys_of_the_secret_alone(repository: Path, ke
     assert "by nobody" in judged(repository, "light", "HEAD", trusted)
     git(repository, "config", "gpg.format", "openpgp")
     assert judged(repository, "light", "HEAD", signers(key)) == "me@example.org"
+
+
+@pytest.mark.parametrize("ended", ["expired on", "is revoked"])
+def test_an_openpgp_key_that_ended_counts_no_more(tmp_path: Path, ended: str) -> None:
+    """And the message names it."""
+    secret = pysequoia.Tsk.generate("me <me@example.org>")
+    good = secret.extract_certificate()
+    repository = tmp_path / "r"
+    make_repository(repository, web="kind: A\n")
+    with Repo(str(repository)) as repo:
+        made = repo[repo.refs[Ref(b"HEAD")]]
+        assert isinstance(made, Commit)
+        made.gpgsig = pysequoia.sign(
+            secret.signer(), made.as_raw_string(), mode=pysequoia.SignatureMode.DETACHED
+        )
+        repo.object_store.add_object(made)
+        repo.refs[Ref(b"refs/tags/signed")] = made.id
+    if ended == "expired on":
+        soon = datetime.now(UTC) + timedelta(seconds=1)
+        over = good.set_expiration(soon, secret.certifier())
+    else:
+        over = pysequoia.Cert.from_bytes(bytes(good) + bytes(good.revoke(secret.certifier())))
+    trusted = TrustedSigners.parse({"me.asc": bytes(good)})
+    assert judged(repository, "signed", "HEAD", trusted) == "OpenPGP"
+    gone = TrustedSigners.parse({"me.asc": bytes(over)})
+    expected = f"key {good.fingerprint} {ended} "
+    # Signed while it was valid, which the library takes for ever.
+    eventually(lambda: expected in judged(repository, "signed", "HEAD", gone), "it is refused")
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ from backends.kube.client import (
     POD_SNAPSHOT_STORAGE_CONFIGS,
 )
 from schemas.instants import parse_time
+from schemas.names import GIT_REVISION_ANNOTATION, GIT_SOURCE_FINALIZER
 from schemas.names import GIT_SOURCE_ANNOTATION as MARK
-from schemas.names import GIT_SOURCE_FINALIZER
 
 pytestmark = pytest.mark.usefixtures("manager")
 
@@ -305,11 +305,15 @@ def test_what_the_api_server_refuses_is_told(repository: Repository) -> None:
     repository.applied(good)
     body = yaml.safe_load(repository.policy_text("x"))
     body["metadata"]["labels"] = {"team": "not a label"}
-    repository.commit(x=yaml.safe_dump(body))
+    changed = repository.policy_text(selector={"matchLabels": {"app": "changed"}})
+    repository.commit(web=changed, x=yaml.safe_dump(body))
     repository.refused("PodSnapshotPolicy x was refused")
     assert repository.ready()["reason"] == "ApplyFailed"
-    # Written before the objects, so that a controller that dies in between still can prune.
-    assert {e["name"] for e in repository.status()["inventory"]} == {"web", "x"}
+    # Not even what is right: half a commit is a state that nobody wrote.
+    web = repository.policy() or {}
+    assert web["spec"]["selector"] == {"matchLabels": {"app": "web"}}
+    assert web["metadata"]["annotations"][GIT_REVISION_ANNOTATION].endswith(good)
+    assert {e["name"] for e in repository.status()["inventory"]} == {"web"}
     repository.applied(repository.commit(x=None))
 
 

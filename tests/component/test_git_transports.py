@@ -2,6 +2,7 @@
 # ruff: noqa: S106 - these passwords open nothing
 """Repositories read over https, ssh and from the disk, and what is read of hostile ones."""
 
+import hashlib
 import threading
 import time
 import tracemalloc
@@ -11,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
-from dulwich.objects import Blob, Tree
+from dulwich.objects import Blob, Commit, ObjectID, ShaFile, Tree
 from dulwich.repo import Repo
 from git_servers import (
     QuietHandler,
@@ -30,7 +31,7 @@ from git_servers import (
     zeros,
 )
 
-from backends.git.address import Credentials
+from backends.git.address import Address, Credentials
 from backends.git.errors import (
     AuthenticationFailed,
     CertificateRefused,
@@ -45,6 +46,8 @@ from backends.git.errors import (
     RepositoryNotFound,
     TimedOut,
 )
+from backends.git.https import https_client
+from backends.git.limits import Allowance
 from backends.git.source import Wanted, open_repository
 from backends.git.tree import GitTree
 from localcluster.certificates import Authority
@@ -169,6 +172,34 @@ def test_a_bearer_token_is_sent(root: Path, tmp_path: Path) -> None:
         assert read(f"{server.url}/r", credentials=Credentials.parse(secret)).files
 
 
+def test_a_password_that_is_no_latin_is_sent(root: Path) -> None:
+    """As UTF-8, as git does."""
+    with git_over_http(root, authorization=basic("me", "p€")) as server:
+        opened = https_client(
+            Address.parse(f"{server.url}/r"),
+            Credentials(username="me", password="p€"),
+            Allowance(9),
+        )
+        assert opened.get_refs(b"").refs
+
+
+SECRETS = {
+    "a line break in a token": ("bearerToken", "s3cret\r\nX: y"),
+    "a token that is no ASCII": ("bearerToken", "s3cret€"),
+    "a password with its line break": ("password", "s3cret\n"),
+    "a line break in a name": ("username", "s3cret\nX"),
+}
+
+
+@pytest.mark.parametrize("what", SECRETS)
+def test_what_no_header_can_carry_is_refused_without_quoting_it(what: str) -> None:
+    """The libraries would quote it, into a condition that everybody reads."""
+    key, value = SECRETS[what]
+    with pytest.raises(AuthenticationFailed, match=f"{key} in the Secret has") as found:
+        Credentials.parse({key: value.encode()})
+    assert "s3cret" not in str(found.value)
+
+
 def test_ssh_trusts_no_host_that_is_not_known(root: Path) -> None:
     """Nothing is learnt, and nothing is sent before."""
     with git_over_ssh(root) as server, git_over_ssh(root) as other:
@@ -203,6 +234,7 @@ REFUSED_ADDRESSES = {
     "a password in it": ("https://me:s3cret@host/r", "credentials in it"),
     "a token in it": ("https://token@host/r", "credentials in it"),
     "a password for ssh in it": ("ssh://git:s3cret@host/r", "credentials in it"),
+    "a file on another host": ("file://host/r", "names a host"),
     "a wrong port": ("https://host:port/r", "is no address"),
 }
 
@@ -317,6 +349,56 @@ def test_a_server_that_drips_is_left_in_time() -> None:
     ):
         read(server.url, timeout_s=0.5)
     assert time.monotonic() - began_s < 5
+
+
+def test_a_pack_of_too_many_objects_is_not_walked() -> None:
+    """Its head says how many there are."""
+    pack = bytearray(pack_of())
+    pack[8:12] = (1 << 31).to_bytes(4, "big")
+    with (
+        hostile_http(small_commit(web=b""), lambda: iter([bytes(pack)])) as server,
+        pytest.raises(LimitExceeded, match="2147483648 objects"),
+    ):
+        read(server.url)
+
+
+def test_a_look_at_the_disk_ends_in_time(root: Path) -> None:
+    """Nothing hangs there, but a tree may be endless."""
+    with pytest.raises(TimedOut, match=r"raise spec\.timeout"):
+        read(f"file://{root}/r", timeout_s=0)
+
+
+def broken(what: str) -> tuple[list[ShaFile], bytes]:
+    """Return the objects and the pack of a commit that only a hostile server makes."""
+    made, tree, blob = objects = small_commit(web=bytes(100))
+    assert isinstance(made, Commit)
+    assert isinstance(tree, Tree)
+    if what == "a folder that is not there":
+        tree.add(b"lost", 0o040000, blob.id[:-1] + (b"0" if blob.id[-1:] != b"0" else b"1"))
+    raw = tree.as_raw_string()
+    if what == "a tree that is none":
+        raw = b"100644 no end"
+        made.tree = ObjectID(
+            hashlib.sha1(b"tree 13\0" + raw, usedforsecurity=False).hexdigest().encode()
+        )
+    else:
+        made.tree = tree.id
+    entries = [entry_of(made), entry(2, len(raw), zlib.compress(raw)), entry_of(blob)]
+    if what == "a delta beyond its base":
+        delta = bytes([100, 50]) + b"\x91\x90\x32"
+        base = bytes.fromhex(blob.id.decode())
+        entries.append(entry(7, len(delta), zlib.compress(delta), base))
+    return objects, pack_of(*entries)
+
+
+@pytest.mark.parametrize(
+    "what", ["a folder that is not there", "a tree that is none", "a delta beyond its base"]
+)
+def test_objects_that_are_none_are_told(what: str) -> None:
+    """Whatever the library raises, the source says that it could not be read."""
+    objects, pack = broken(what)
+    with hostile_http(objects, lambda: iter([pack])) as server, pytest.raises(FetchFailed):
+        read(server.url)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
@@ -443,7 +525,7 @@ def test_a_tree_that_names_itself_a_million_times_is_left(tmp_path: Path) -> Non
 
 
 def test_every_error_has_a_reason_that_a_condition_may_have() -> None:
-    """And no two ways of being stuck share a class by accident."""
+    """And each says what it is for."""
     for error in GitError.__subclasses__():
         assert error.reason.isalpha()
         assert error.__doc__

@@ -67,7 +67,7 @@ def test_lint_and_the_api_server_agree_on_old_spellings(world: World, what: str)
     """An error is what the server refuses, a warning what it takes."""
     name = f"old-{world.namespace}"
     old = OLD[what]
-    body = yaml.safe_load(old.text.replace("NAME", name))
+    body = yaml.safe_load(old.text.replace("web1", name))
     group, _, version = body["apiVersion"].partition("/")
     known = next(r for r in RESOURCES if r.kind == body["kind"])
     if known.namespaced:
@@ -83,6 +83,23 @@ def test_lint_and_the_api_server_agree_on_old_spellings(world: World, what: str)
     result = podsnap("lint", "-", stdin=old.text.encode())
     assert result.exit_code == (ExitCode.ERROR if old.is_refused else ExitCode.OK)
     assert f"[{old.rule}]" in result.stdout
+
+
+def test_lint_and_the_api_server_take_a_field_without_a_value(world: World) -> None:
+    """A null that no schema allows is dropped, and missed only where the field has to be there."""
+    body = yaml.safe_load(POLICY)
+    body["metadata"].update(annotations=None, namespace=world.namespace)
+    body["spec"].update(retentionConfig=None, snapshotScope=None)
+    world.create(POD_SNAPSHOT_POLICIES, body)
+    assert podsnap("lint", "-", stdin=json.dumps(body).encode()).exit_code == ExitCode.OK
+
+    body["metadata"]["name"] = "without"
+    body["spec"]["storageConfigName"] = None
+    with pytest.raises(ApiError) as refused:
+        world.create(POD_SNAPSHOT_POLICIES, body)
+    assert refused.value.code == 422
+    result = podsnap("lint", "-", stdin=json.dumps(body).encode())
+    assert "[missing-field]" in result.stdout
 
 
 def test_kubectl_merges_as_our_table_says(toolchain: Toolchain) -> None:
@@ -124,6 +141,9 @@ def test_a_tree_is_judged_as_one(tmp_path: Path) -> None:
             "chart/templates/d.yaml": "a: {{ .Values.b }}",
             "over/kustomization.yaml": "patches: [{path: patch.yaml}]",
             "over/patch.yaml": "apiVersion: v1\nkind: Pod\nspec: {}\n",
+            "under/kustomization.yaml": "patches: [{path: p/p.yaml}, {path: ../shared/q.yaml}]",
+            "under/p/p.yaml": "apiVersion: v1\nkind: Pod\nspec: {}\n",
+            "shared/q.yaml": "apiVersion: v1\nkind: Pod\nspec: {}\n",
         },
     )
     (tmp_path / "b" / "again").symlink_to(tmp_path)
@@ -137,8 +157,49 @@ def test_a_tree_is_judged_as_one(tmp_path: Path) -> None:
         (f"{tmp_path}/b/policy.yml", "missing-storage]"),
         (f"{tmp_path}/chart/Chart.yaml", "not-rendered]"),
         (f"{tmp_path}/over/kustomization.yaml", "not-rendered]"),
+        (f"{tmp_path}/under/kustomization.yaml", "not-rendered]"),
     ]
-    assert result.stderr.endswith("1 error, 2 warnings, 3 notes in 3 files\n")
+    assert result.stderr.endswith("1 error, 2 warnings, 4 notes in 3 files\n")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("what", ["nested", "a date", "a pipe", "a dangling link", "large"])
+def test_a_kustomization_that_cannot_be_read_is_only_named(tmp_path: Path, what: str) -> None:
+    """It is a stranger's file as any other."""
+    file = tmp_path / "kustomization.yaml"
+    if what == "a pipe":
+        os.mkfifo(file)
+    elif what == "a dangling link":
+        file.symlink_to("nowhere")
+    else:
+        texts = {"nested": "[" * 200_000, "a date": "a: 2001-99-99", "large": "#" * (9 << 20)}
+        file.write_text(texts[what], encoding="utf-8")
+    result = podsnap("lint", tmp_path)
+    assert (result.exit_code, result.exception) == (ExitCode.OK, None), result.output
+    assert result.stdout.count("[not-rendered]") == 1
+
+
+@pytest.mark.parametrize(("written", "meant"), [("v1", "apps/v1"), ("batch/v1", "apps/v1")])
+def test_a_workload_in_another_group_is_told_where_it_belongs(written: str, meant: str) -> None:
+    """The groups of Kubernetes are easily mixed up."""
+    text = f"apiVersion: {written}\nkind: Deployment\n"
+    result = podsnap("lint", "-", stdin=text.encode())
+    assert result.stdout == (
+        f"<stdin>:1:1: error: no Kubernetes has Deployment of {written}; "
+        f"write apiVersion: {meant} [unknown-kind]\n"
+    )
+
+
+@pytest.mark.parametrize("output", ["text", "json", "sarif", "github"])
+def test_a_file_whose_name_is_no_utf_8_is_told(tmp_path: Path, output: str) -> None:
+    """A disk has names that nobody could print."""
+    name = os.fsencode(tmp_path) + b"/a\xff.yaml"
+    Path(os.fsdecode(name)).write_text(OLD_POLICY, encoding="utf-8")
+    result = podsnap("lint", "-o", output, tmp_path)
+    assert isinstance(result.exception, SystemExit)
+    assert result.exit_code == ExitCode.ERROR
+    assert "old-value" in result.stdout
+    assert "a%FF.yaml" in result.stdout or output != "sarif"
 
 
 @pytest.mark.parametrize(
@@ -248,6 +309,43 @@ def test_sarif_says_each_finding_with_its_rule_and_place(tmp_path: Path) -> None
 # -- convert
 
 
+def test_convert_tells_nothing_that_is_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log of a workflow and a terminal read what it says."""
+    text = OLD_POLICY.replace("type: Workload", "type: Workload, 'a': 1, 'a': \"\\e\"")
+    folder = write(tmp_path, {"::error::a.yaml": OLD_POLICY, "b\n::error::c.yaml": text})
+    monkeypatch.chdir(folder)
+    said = podsnap("convert", ".").stderr
+    assert said.count("error::") == 2
+    assert [line for line in said.splitlines() if line.lstrip().startswith("::")] == []
+
+
+def test_what_convert_passes_over_is_told(tmp_path: Path) -> None:
+    """A check that skips a file is no check of it."""
+    files = {
+        "a.yaml": f"{OLD_POLICY}# {'x' * (8 << 20)}",
+        "b/kustomization.yaml": "patches: [{path: p.yaml}]",
+        "b/p.yaml": OLD_POLICY,
+        "c.yaml": "a: {{ .Values.b }}",
+    }
+    result = podsnap("convert", "--check", write(tmp_path, files))
+    assert result.exit_code == ExitCode.ERROR
+    told = [line.split(":")[0].removeprefix(f"{tmp_path}/") for line in result.stderr.splitlines()]
+    assert told == ["a.yaml", "b/kustomization.yaml"]
+
+
+def test_a_file_keeps_its_owner(tmp_path: Path) -> None:
+    """Whoever runs it as root takes no file from anybody."""
+    if os.getuid() != 0:
+        pytest.skip("only root may give a file away")
+    file = write(tmp_path, {"a.yaml": OLD_POLICY}) / "a.yaml"
+    os.chown(file, 1234, 1235)
+    assert podsnap("convert", file).exit_code == ExitCode.OK
+    assert file.read_text(encoding="utf-8") == POLICY
+    assert (file.stat().st_uid, file.stat().st_gid) == (1234, 1235)
+
+
 def test_convert_mends_files_and_keeps_mode_and_links(tmp_path: Path) -> None:
     """A link that leads out of the folder is left; named itself, what it leads to is mended."""
     outside = write(tmp_path / "outside", {"b.yaml": OLD_POLICY})
@@ -299,6 +397,7 @@ def test_convert_is_a_filter_too() -> None:
     """Only the result is on standard output."""
     result = podsnap("convert", "-", stdin=OLD_POLICY.encode())
     assert (result.exit_code, result.stdout) == (ExitCode.OK, POLICY)
+    assert "podsnap convert" not in podsnap("lint", "-", stdin=OLD_POLICY.encode()).stdout
 
 
 def test_what_cannot_be_mended_is_left_and_told_and_the_others_are_mended(tmp_path: Path) -> None:
@@ -309,6 +408,17 @@ def test_what_cannot_be_mended_is_left_and_told_and_the_others_are_mended(tmp_pa
     assert result.exit_code == ExitCode.ERROR
     assert f"{folder}/a.yaml:2:1: syntax error" in result.stderr
     assert (folder / "a.yaml").read_text(encoding="utf-8") == bad
+    assert (folder / "b.yaml").read_text(encoding="utf-8") == POLICY
+
+
+def test_a_file_that_cannot_be_written_keeps_none_from_being_mended(tmp_path: Path) -> None:
+    """Nothing stands beside a name that is as long as names may be."""
+    long = "a" * 250 + ".yaml"
+    folder = write(tmp_path, {long: OLD_POLICY, "b.yaml": OLD_POLICY})
+    result = podsnap("convert", folder)
+    assert result.exit_code == ExitCode.ERROR
+    assert f"{long}: cannot be written, and is left as it is" in result.stderr
+    assert (folder / long).read_text(encoding="utf-8") == OLD_POLICY
     assert (folder / "b.yaml").read_text(encoding="utf-8") == POLICY
 
 

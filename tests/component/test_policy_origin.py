@@ -1,14 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which commit brought a policy: what GitSource, Flux and Argo CD keep, on a real API server."""
 
+import json
+import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from cluster_world import World, eventually, resource_of
+from snapshot_bytes import make_snapshot
 
-from backends.kube.client import GIT_SOURCES, POD_SNAPSHOT_POLICIES, KubeClient, Resource
+from backends.kube.client import (
+    GIT_SOURCES,
+    POD_SNAPSHOT_POLICIES,
+    POD_SNAPSHOTS,
+    KubeClient,
+    Resource,
+)
 from backends.kube.errors import ApiError, NotFound
+from reconciler.manager import Manager
 from reconciler.policy_origin import (
     APPLICATIONS,
     ARGO_TRACKING_ANNOTATION,
@@ -25,6 +36,7 @@ from schemas.names import (
 )
 from schemas.policy import Policy
 from schemas.policy_origin import PolicyOrigin
+from schemas.snapshot import Snapshot
 
 NEW = "main@sha1:2222222222222222222222222222222222222222"
 OLD = "main@sha1:1111111111111111111111111111111111111111"
@@ -88,6 +100,23 @@ def brought(world: World, **metadata: Mapping[str, str]) -> Policy:
     return Policy.parse(raw)
 
 
+def listed(world: World) -> dict[str, str]:
+    """Return the policy as an inventory has it."""
+    kind = POD_SNAPSHOT_POLICIES
+    return {
+        "group": kind.group,
+        "kind": kind.kind,
+        "namespace": world.namespace,
+        "name": "web",
+    }
+
+
+def flux_inventory(world: World) -> dict[str, Any]:
+    """Return the inventory of a Kustomization that applied the policy."""
+    entry = f"{world.namespace}_web_podsnapshot.gke.io_PodSnapshotPolicy"
+    return {"inventory": {"entries": [{"id": entry, "v": "v1"}]}}
+
+
 def flux(world: World) -> Policy:
     """Return a policy that a Kustomization ``apps`` applied."""
     labels = {FLUX_NAME_LABEL: "apps", FLUX_NAMESPACE_LABEL: world.namespace}
@@ -135,7 +164,8 @@ def test_a_git_source_tells_when_it_saw_and_applied_the_revision(
     """The policy's own annotation has the revision; instants of another one are not its."""
     spec = {"url": "https://git.example/policies.git", "ref": {"branch": "main"}, "suspend": True}
     put(world, GIT_SOURCES, "apps", spec=spec)
-    source = {"metadata": {"name": "apps", "namespace": world.namespace}, "status": status}
+    source = {"metadata": {"name": "apps", "namespace": world.namespace}}
+    source["status"] = {**status, "inventory": [listed(world)]}
     world.admin.apply(
         GIT_SOURCES,
         {"apiVersion": "podsnap.dev/v1alpha1", "kind": "GitSource", **source},
@@ -196,6 +226,7 @@ def test_a_kustomization_tells_its_revision_and_its_source_when_that_was_fetched
     artifact = {"revision": NEW, "lastUpdateTime": SEEN}
     put(world, REPOSITORIES, "repo", status={"artifact": artifact})
     reference = {"kind": "GitRepository", "name": "repo"}
+    status = {**status, **flux_inventory(world)}
     put(world, KUSTOMIZATIONS, "apps", spec={"sourceRef": reference}, status=status)
     origin = PolicyOrigins(controller_client).of(flux(world))
     assert known(origin) == expected
@@ -207,7 +238,7 @@ def test_a_source_of_a_kind_that_is_not_installed_leaves_the_revision(
 ) -> None:
     """One answer is missing, not all."""
     reference = {"kind": "OCIRepository", "name": "repo"}
-    status = {"lastAppliedRevision": NEW, "conditions": [READY]}
+    status = {"lastAppliedRevision": NEW, "conditions": [READY], **flux_inventory(world)}
     put(world, KUSTOMIZATIONS, "apps", spec={"sourceRef": reference}, status=status)
     assert known(PolicyOrigins(controller_client).of(flux(world))) == (NEW, "", LATER)
 
@@ -256,7 +287,7 @@ def test_an_application_tells_the_commit_that_it_synced(
     expected: tuple[str, str, str],
 ) -> None:
     """Found by the tracking id, which names the namespace if it is not Argo CD's own."""
-    put(world, APPLICATIONS, "apps", status=status)
+    put(world, APPLICATIONS, "apps", status={**status, "resources": [listed(world)]})
     tracking = f"{world.namespace}_apps:podsnapshot.gke.io/PodSnapshotPolicy:shop/web"
     policy = brought(world, annotations={ARGO_TRACKING_ANNOTATION: tracking})
     origin = PolicyOrigins(controller_client).of(policy)
@@ -272,8 +303,9 @@ def test_an_application_tells_the_commit_that_it_synced(
         ({ARGO_INSTANCE_LABEL: "a-helm-release"}, {}),
         ({}, {ARGO_TRACKING_ANNOTATION: "gone:podsnapshot.gke.io/PodSnapshotPolicy:a/b"}),
         ({}, {GIT_SOURCE_ANNOTATION: "no-namespace"}),
+        ({}, {GIT_SOURCE_ANNOTATION: "kube-system/apps"}),
     ],
-    ids=["kubectl", "Flux is gone", "Helm", "Argo CD is gone", "a strange source"],
+    ids=["kubectl", "Flux is gone", "Helm", "Argo CD is gone", "a strange source", "not its own"],
 )
 def test_a_policy_that_no_tool_owns_up_to_has_no_commit(
     world: World,
@@ -290,7 +322,8 @@ def test_without_rights_on_flux_the_policy_has_no_commit(
     world: World, agent_client: KubeClient
 ) -> None:
     """An installation may leave the optional role out; agents never have it."""
-    put(world, KUSTOMIZATIONS, "apps", status={"lastAppliedRevision": NEW})
+    status = {"lastAppliedRevision": NEW, **flux_inventory(world)}
+    put(world, KUSTOMIZATIONS, "apps", status=status)
     with pytest.raises(ApiError):
         agent_client.get(KUSTOMIZATIONS, "apps", namespace=world.namespace)
     assert known(PolicyOrigins(agent_client).of(flux(world))) == ("", "", "")
@@ -300,3 +333,89 @@ def test_a_form_that_nobody_knows_is_no_error(world: World, controller_client: K
     """Another tool's next version must not keep Pods from being saved."""
     put(world, KUSTOMIZATIONS, "apps", status="ready", spec=[])
     assert known(PolicyOrigins(controller_client).of(flux(world))) == ("", "", "")
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        {GIT_SOURCE_ANNOTATION: "{namespace}/../../../../../../api/v1/pods?watch=true"},
+        {GIT_SOURCE_ANNOTATION: "{namespace}/.."},
+        {ARGO_TRACKING_ANNOTATION: "../../x_..:group/Kind:a/b"},
+    ],
+    ids=["a watch", "a collection", "another kind"],
+)
+def test_a_mark_that_is_no_name_is_not_asked_for(
+    world: World,
+    controller_client: KubeClient,
+    monkeypatch: pytest.MonkeyPatch,
+    mark: dict[str, str],
+) -> None:
+    """Whoever may write a policy writes its marks; the controller's rights are not theirs."""
+    marks = {key: value.format(namespace=world.namespace) for key, value in mark.items()}
+    policy = brought(world, annotations=marks)
+    monkeypatch.setattr(controller_client, "get", lambda *_, **__: pytest.fail("it was asked"))
+    assert known(PolicyOrigins(controller_client).of(policy)) == ("", "", "")
+
+
+def test_an_answer_that_is_no_json_is_no_error(
+    world: World, controller_client: KubeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy in between may have a page of its own."""
+    monkeypatch.setattr(controller_client, "get", lambda *_, **__: json.loads("<html>"))
+    assert known(PolicyOrigins(controller_client).of(flux(world))) == ("", "", "")
+
+
+def test_an_object_that_does_not_list_the_policy_is_not_believed(
+    world: World, controller_client: KubeClient
+) -> None:
+    """Its labels and annotations may be anybody's; a pruned one only claims to be of Argo CD."""
+    put(world, KUSTOMIZATIONS, "apps", status={"lastAppliedRevision": NEW, "conditions": [READY]})
+    other = {**listed(world), "name": "other"}
+    claims = {**listed(world), "requiresPruning": True}
+    status = {"sync": SYNCED, "operationState": OPERATION, "resources": [other, claims]}
+    put(world, APPLICATIONS, "apps", status=status)
+    policy = flux(world)
+    assert known(PolicyOrigins(controller_client).of(policy)) == ("", "", "")
+    marks = {ARGO_TRACKING_ANNOTATION: f"{world.namespace}_apps:x"}
+    metadata = replace(policy.metadata, labels={}, annotations=marks)
+    argo = replace(policy, metadata=metadata)
+    assert known(PolicyOrigins(controller_client).of(argo)) == ("", "", "")
+
+
+def test_a_path_holds_no_other_path_and_no_query() -> None:
+    """Whatever a name is."""
+    path = KUSTOMIZATIONS.path(namespace="a/b", name="../x?watch=true")
+    assert path.endswith("/namespaces/a%2Fb/kustomizations/..%2Fx%3Fwatch%3Dtrue")
+    for name in (".", ".."):
+        with pytest.raises(ValueError, match="no names"):
+            KUSTOMIZATIONS.path(namespace="a", name=name)
+
+
+@pytest.mark.parametrize(
+    ("applied_at", "revision"),
+    [(APPLIED, NEW), ("2199-01-01T10:00:00Z", "")],
+    ids=["before the snapshot", "after it"],
+)
+def test_a_late_look_leaves_out_a_commit_that_came_after_the_snapshot(
+    world: World, agent_client: KubeClient, manager: Manager, applied_at: str, revision: str
+) -> None:
+    """A node makes snapshots without a look; by the end of the save it may be another commit."""
+    ready = {**READY, "lastTransitionTime": applied_at}
+    status = {"lastAppliedRevision": NEW, "conditions": [ready], **flux_inventory(world)}
+    put(world, KUSTOMIZATIONS, "apps", spec={}, status=status)
+    world.make_bucket()
+    flux(world)
+
+    def seen() -> bool:
+        policy = manager.cache.policies.store.get(world.namespace, "web")
+        return policy is not None and FLUX_NAME_LABEL in policy.metadata.labels
+
+    eventually(seen, "the controller sees the labels")
+    name = str(uuid.uuid4())
+    make_snapshot(world, agent_client, name)
+
+    def traced() -> Snapshot | None:
+        found = Snapshot.parse(world.get(POD_SNAPSHOTS, name) or {})
+        return found if found.traceparent else None
+
+    assert eventually(traced, "it is traced").origin.revision == revision

@@ -26,7 +26,7 @@ from runsc_sandbox import (
 )
 
 from backends.clock import SystemClock
-from backends.kube.client import POD_SNAPSHOT_STORAGE_CONFIGS, KubeClient
+from backends.kube.client import POD_SNAPSHOT_POLICIES, POD_SNAPSHOT_STORAGE_CONFIGS, KubeClient
 from backends.kube.events import EventRecorder
 from backends.objects.interface import ObjectInfo
 from backends.objects.localdir import LocalDirStore
@@ -41,7 +41,7 @@ from nodeexec.restore_decision import Decision, RestoreDecider
 from nodeexec.restore_progress import RunningRestores
 from policies.verdict import COLD_START_REASONS, Reason
 from reconciler.snapshot_controller import SnapshotController
-from schemas.names import NAMESPACES_ANNOTATION, READY
+from schemas.names import GATE_ANNOTATION, NAMESPACES_ANNOTATION, READY
 from schemas.pod import Pod
 from schemas.policy_options import GATE_LIMIT_S
 from schemas.snapshot import Compatibility, Snapshot
@@ -105,6 +105,7 @@ class Deciding:
     damaged: list[tuple[str, str]] = field(default_factory=list)
     holds: list[float] = field(default_factory=list)
     fetches: int = 0
+    fetched: list[tuple[int, float]] = field(default_factory=list)
 
     @property
     def progress(self) -> RunningRestores:
@@ -124,6 +125,7 @@ class Deciding:
             progress=self.progress,
             contents=MountedContent(self.state / "kubelet", self.state / "bundles"),
             clock=self.saving.capturer.clock,
+            on_fetched=lambda size_bytes, took_s: self.fetched.append((size_bytes, took_s)),
         )
 
     def here(self) -> RestoreDecider:
@@ -285,10 +287,60 @@ def test_a_prefetch_brings_the_image_before_the_sandbox_is_asked_for(deciding: D
     pod, cache = deciding.new_pod(), deciding.empty_cache()
     decider = deciding.decider(cache)
     decider.prefetch(pod)
-    eventually(lambda: cache.lookup(deciding.snapshot.metadata.uid), "the image is there")
+    eventually(lambda: deciding.fetched, "the image is there")
+    fetched_s = time.time()
     decision = deciding.ask(decider, pod)
     assert decision.outcome is Outcome.RESTORED
     assert deciding.holds == []
+    times = decision.times
+    assert times is not None
+    assert 0 < times.fetching_s < times.fetched_s <= fetched_s
+    assert fetched_s <= times.decided_s <= times.verifying_s <= times.verified_s
+
+
+def test_a_fetch_that_several_restores_tell_of_is_counted_once(deciding: Deciding) -> None:
+    """By where it happens, and only as long as its snapshot is there."""
+    pod, decider = deciding.new_pod(), deciding.elsewhere()
+    first, second = deciding.ask(decider, pod), deciding.ask(decider, pod)
+    assert first.times is not None
+    assert second.times is not None
+    assert first.times.fetched_s == second.times.fetched_s > 0
+    ((size_bytes, took_s),) = deciding.fetched
+    assert size_bytes > 0
+    assert took_s == first.times.fetched_s - first.times.fetching_s
+    decider.keep_only(set())
+    third = deciding.ask(decider, pod)
+    assert third.times is not None
+    assert third.times.fetched_s == 0
+
+
+def test_the_wait_at_the_gate_is_no_part_of_the_decision(
+    deciding: Deciding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is another's save that takes so long."""
+    making = iter([deciding.snapshot])
+
+    def awaited(*_: object) -> Snapshot | None:
+        return next(making, None)
+
+    monkeypatch.setattr(restore_decision, "awaited", awaited)
+    patch = {"metadata": {"annotations": {GATE_ANNOTATION: "5s"}}}
+    world = deciding.saving.world
+    world.admin.merge_patch(
+        POD_SNAPSHOT_POLICIES, "web", patch, namespace=world.namespace, field_manager="tests"
+    )
+
+    def has_gate() -> bool:
+        policy = deciding.view.policies.store.get(world.namespace, "web")
+        return policy is not None and policy.options.gate_s > 0
+
+    eventually(has_gate, "the agent's cache shows the gate")
+    decision = deciding.ask(deciding.here(), deciding.new_pod())
+    times = decision.times
+    assert times is not None
+    assert 0 < times.asked_s <= times.decided_s == times.gating_s <= times.gated_s
+    names = [s.name for s in restore_spans(deciding.snapshot, times)]
+    assert names == ["restore", "decision", "gate", "verify"]
 
 
 def test_a_pod_that_no_policy_selects_is_left_alone(deciding: Deciding) -> None:

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from backends.clock import SystemClock
 from backends.span_export import QUEUE_SPANS, SpanExport
-from backends.telemetry import exports_spans, span_export
+from backends.telemetry import exports_spans, metrics_export, span_export
 from schemas.span import Span, span_id, trace_id
 
 TRACE = trace_id("main@sha1:ab", "uid-1")
@@ -87,7 +87,7 @@ def test_a_collector_gets_the_tree_as_it_was_told(
     """Our own ids and instants, parents and links, errors, and the headers of the environment."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20x")
     export = exporting(registry)
-    export([ROOT, CHILD])
+    assert export([ROOT, CHILD])
     eventually(lambda: len(collector.spans) == 2, "both spans came")
     export.stop()
     assert collector.headers[0]["authorization"] == "Bearer x"
@@ -155,10 +155,10 @@ def test_a_dead_collector_costs_whoever_tells_nothing(
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
         export = exporting(registry)
         began_s = time.monotonic()
-        for _ in range(QUEUE_SPANS // 2 + 10):
-            export([ROOT, CHILD])
+        taken = [export([ROOT, CHILD]) for _ in range(QUEUE_SPANS // 2 + 10)]
         told_s = time.monotonic() - began_s
         assert dropped(registry) == 20
+        assert taken.count(False) == 10
         assert told_s / QUEUE_SPANS < 0.001
         began_s = time.monotonic()
         export.stop(limit_s=0.2)
@@ -195,6 +195,25 @@ def test_a_variable_that_the_sdk_refuses_is_told_and_stops_nothing(
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "100000")
     assert span_export("podsnap-agent", registry, SystemClock()) is None
     assert "no spans are sent" in caplog.text
+
+
+@pytest.mark.parametrize("signal", ["traces", "metrics"])
+def test_a_malformed_header_is_told_without_what_is_in_it(
+    collector: Collector,
+    registry: CollectorRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    signal: str,
+) -> None:
+    """As curl writes it; most headers that are set here are credentials."""
+    logging.getLogger("opentelemetry.util.re").disabled = False
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "Authorization: Bearer hunter2")
+    make = span_export if signal == "traces" else metrics_export
+    made = make("podsnap-agent", registry, SystemClock())
+    if isinstance(made, SpanExport):
+        made.stop()
+    assert "OTEL_EXPORTER_OTLP_HEADERS has a header that is not NAME=VALUE" in caplog.text
+    assert "hunter2" not in caplog.text
 
 
 def test_without_an_endpoint_nothing_is_imported_and_no_thread_runs() -> None:

@@ -21,12 +21,13 @@ def told(manager: Manager) -> Iterator[list[Span]]:
     """What the controller tells, of all snapshots."""
     spans: list[Span] = []
 
-    def take(new: Sequence[Span]) -> None:
+    def take(new: Sequence[Span]) -> bool:
         spans.extend(new)
+        return True
 
     manager.export_spans(take)
     yield spans
-    manager.export_spans(lambda _: None)
+    manager.export_spans(lambda _: True)
 
 
 def traced(world: World, name: str) -> Snapshot:
@@ -93,3 +94,35 @@ def test_a_save_that_failed_is_told_as_an_error(world: World, told: list[Span]) 
     assert GIT_REVISION_ANNOTATION not in snapshot.metadata.annotations
     assert snapshot.trace_id == trace_id("", snapshot.metadata.uid)
     assert POLICY_ORIGIN_ANNOTATION in snapshot.metadata.annotations
+
+
+def test_a_save_whose_spans_were_not_taken_is_told_again(
+    world: World, agent_client: KubeClient, manager: Manager, told: list[Span]
+) -> None:
+    """A full queue; the annotation would say that it was done."""
+    asked: list[Span] = []
+
+    def refuse(new: Sequence[Span]) -> bool:
+        asked.extend(new)
+        return False
+
+    def take(new: Sequence[Span]) -> bool:
+        told.extend(new)
+        return True
+
+    manager.export_spans(refuse)
+    world.make_bucket()
+    world.policy()
+    name = str(uuid.uuid4())
+    made = make_snapshot(world, agent_client, name)
+    trace = trace_id("", made["metadata"]["uid"])
+    eventually(lambda: any(s.trace_id == trace for s in asked), "the spans were refused")
+    found = world.get(POD_SNAPSHOTS, name)
+    assert found is not None
+    assert TRACEPARENT_ANNOTATION not in found["metadata"].get("annotations", {})
+    manager.export_spans(take)
+    patch = {"metadata": {"annotations": {"a-change": "queues it"}}}
+    world.admin.merge_patch(
+        POD_SNAPSHOTS, name, patch, namespace=world.namespace, field_manager="tests"
+    )
+    assert "save" in of(told, traced(world, name))

@@ -7,7 +7,7 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class OldManifest:
-    """A manifest named NAME, the place of its old word, and the file as v1 spells it."""
+    """A manifest named web1, the place of its old word, and the file as v1 spells it."""
 
     text: str
     place: str
@@ -20,7 +20,7 @@ _POLICY: Final = """\
 # who: the web team
 apiVersion: podsnapshot.gke.io/v1   # of GKE
 kind: PodSnapshotPolicy
-metadata: {name: NAME}
+metadata: {name: web1}
 spec:
     selector: {matchLabels: {app: web}}
 
@@ -33,7 +33,7 @@ apiVersion: podsnapshot.gke.io/v1
 kind: PodSnapshotStorageConfig
 metadata:
   # one for all
-  name: NAME
+  name: web1
 spec: {snapshotStorageConfig: {gcs: {bucket: models}}}
 """
 
@@ -62,32 +62,32 @@ OLD: Final[dict[str, OldManifest]] = {
     ),
     "a namespace on the storage config": _old(
         _STORAGE,
-        "  name: NAME\n",
-        "  namespace: default\n  name: NAME\n",
+        "  name: web1\n",
+        "  namespace: default\n  name: web1\n",
         "5:3",
         "namespaced-storage",
         refused=False,
     ),
     "a namespace at its end": _old(
-        _STORAGE,
-        "  name: NAME\n",
-        "  name: NAME\n  namespace: default   # old\n",
+        _STORAGE.replace("  name: web1\n", "  name: web1\n  # old\n"),
+        "  name: web1\n  # old\n",
+        "  name: web1\n  namespace: default   # old\n",
         "6:3",
         "namespaced-storage",
         refused=False,
     ),
     "a namespace within braces": _old(
-        _STORAGE.replace("metadata:\n  # one for all\n  name: NAME\n", "metadata: {name: NAME}\n"),
-        "{name: NAME}",
-        "{namespace: default, name: NAME}",
+        _STORAGE.replace("metadata:\n  # one for all\n  name: web1\n", "metadata: {name: web1}\n"),
+        "{name: web1}",
+        "{namespace: default, name: web1}",
         "3:12",
         "namespaced-storage",
         refused=False,
     ),
     "a namespace at the end of braces": _old(
-        _STORAGE.replace("metadata:\n  # one for all\n  name: NAME\n", "metadata: {name: NAME}\n"),
-        "{name: NAME}",
-        "{name: NAME, namespace: default}",
+        _STORAGE.replace("metadata:\n  # one for all\n  name: web1\n", "metadata: {name: web1}\n"),
+        "{name: web1}",
+        "{name: web1, namespace: default}",
         "3:24",
         "namespaced-storage",
         refused=False,

@@ -72,7 +72,7 @@ WRONG: dict[str, tuple[str, str, str, str, str]] = {
     ),
     "a number for a text": ("models", "5", "8:3", "wrong-type", "quote it"),
     "a yes for a text": ("app: web", "app: y", "7:19", "wrong-type", "quote it"),
-    "nothing for a text": ("models", "~", "8:3", "wrong-type", "give it a value or remove its key"),
+    "nothing for a text": ("models", "~", "5:1", "missing-field", "add it"),
     "a field that is absent": (
         "  storageConfigName: models\n",
         "",
@@ -94,6 +94,27 @@ WRONG: dict[str, tuple[str, str, str, str, str]] = {
         "6:21",
         "wrong-format",
         "such as 30d",
+    ),
+    "a name that no object has": (
+        "name: web",
+        "name: Web Policy",
+        "4:3",
+        "wrong-format",
+        "is no name of an object",
+    ),
+    "an owner that is no object": (
+        "  name: web",
+        "  name: web\n  ownerReferences: [x]",
+        "5:21",
+        "wrong-type",
+        "'x'",
+    ),
+    "a grace period in words": (
+        "  name: web",
+        "  name: web\n  deletionGracePeriodSeconds: soon",
+        "5:3",
+        "wrong-type",
+        "'soon'",
     ),
     "a group of no labels": (
         "spec:",
@@ -149,6 +170,10 @@ EXPORTED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "fields of the server": lambda o: o["metadata"].update(
         {"uid": "u", "resourceVersion": "1", "creationTimestamp": None, "managedFields": []}
     ),
+    "fields without a value": lambda o: (
+        o["metadata"].update(annotations=None),
+        o["spec"].update(retentionConfig=None),
+    ),
     "a status": lambda o: o.update(status={"observedGeneration": 1}),
 }
 
@@ -159,4 +184,14 @@ def test_what_kubectl_prints_is_no_mistake(what: str) -> None:
     body = copy.deepcopy(yaml.safe_load(POLICY))
     EXPORTED[what](body)
     (document,) = read_documents("f.yaml", yaml.safe_dump(body).encode())
+    assert findings(document) == []
+
+
+def test_a_trigger_may_leave_its_name_to_the_api_server() -> None:
+    """As the first steps of the documentation make it."""
+    text = (
+        "apiVersion: podsnapshot.gke.io/v1\nkind: PodSnapshotManualTrigger\n"
+        "metadata: {generateName: web-}\nspec: {targetPod: web}\n"
+    )
+    (document,) = read_documents("f.yaml", text.encode())
     assert findings(document) == []

@@ -125,3 +125,23 @@ def test_other_kinds_are_listed_and_left_alone() -> None:
     assert desired.foreign == ("Deployment", "PodSnapshot")
     kinds = [d.entry.kind for d in desired.objects]
     assert kinds == ["PodSnapshotStorageConfig", "PodSnapshotPolicy"]
+
+
+def test_a_tree_has_so_many_objects_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them stand in one object's status."""
+    monkeypatch.setattr("reconciler.git_manifests._OBJECTS", 2)
+    files = {f"{n}.yaml": policy(n).encode() for n in "abcd"}
+    with pytest.raises(TreeRefusedError, match=r"d\.yaml:1:1: more than 2 objects"):
+        desired_state(files, namespace="shop")
+    del files["d.yaml"], files["c.yaml"]
+    assert len(desired_state(files, namespace="shop").objects) == 2
+
+
+def test_reading_ends_in_time() -> None:
+    """Before the next file."""
+
+    def over() -> None:
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        desired_state({"a.yaml": policy("a").encode()}, namespace="shop", in_time=over)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each rule of lint finds its mistake at its place, and nothing in files that are right."""
 
+import ast
 import copy
 import re
 from collections.abc import Iterator
@@ -200,12 +201,23 @@ WRONG: dict[str, tuple[tuple[tuple[str, str], ...], str, str, str, str]] = {
         ((_POLICY, _POLICY.replace("gke.io", "gke.com")),), "wrong-group", "error", "16:1",
         "did you mean the group podsnapshot.gke.io?",
     ),
+    "a group without its version": (
+        ((_POLICY, _POLICY.replace("gke.io/v1", "gke.io")),), "unknown-kind", "error", "16:1",
+        "did you mean PodSnapshotPolicy of podsnapshot.gke.io/v1?",
+    ),
+    "a kind of ours in the core group": (
+        ((_POLICY, _POLICY.replace("podsnapshot.gke.io/v1", "v1")),), "unknown-kind", "error",
+        "16:1", "v1 has no kind PodSnapshotPolicy",
+    ),
+    "no group at all": (
+        ((_POLICY, _POLICY.replace("apiVersion: podsnapshot.gke.io/v1\n", "")),),
+        "unknown-kind", "error", "16:1", "no apiVersion has no kind PodSnapshotPolicy",
+    ),
 }  # fmt: skip
 # Told beside, since a change has more than one consequence.
 BESIDE = {
     "a storage config twice, in two namespaces": {"namespaced-storage"},
     "a policy twice": {"overlapping-policies"},
-    "two policies for one Deployment": set[str](),
 }
 
 
@@ -267,7 +279,10 @@ FINE: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "a policy without any template": ((RIGHT.split("---\n", maxsplit=1)[0] + "---\n", ""),),
     "a kind of our name in another group": (
-        (_STORAGE, f"{_STORAGE}---\napiVersion: nvidia.example/v1\nkind: PodSnapshot\n"),
+        (_STORAGE, f"{_STORAGE}---\napiVersion: podsnapshot.nvidia.com/v1\nkind: PodSnapshot\n"),
+    ),
+    "a kind of our name in Kubernetes": (
+        (_STORAGE, f"{_STORAGE}---\napiVersion: podsnapshot.x-k8s.io/v1\nkind: PodSnapshot\n"),
     ),
 }  # fmt: skip
 
@@ -298,6 +313,32 @@ def test_two_folders_may_be_of_two_clusters() -> None:
     assert (finding.rule, finding.severity) == ("duplicate-object", Severity.WARNING)
 
 
+def test_each_folder_has_its_own_storage_config() -> None:
+    """One name for every cluster; only where no config can be used is there an error."""
+
+    def judged(dev: str) -> set[tuple[str, str]]:
+        texts = {"prod/p.yaml": _in("prod", _POLICY), "dev/p.yaml": _in("dev", _POLICY)}
+        for folder, allowed in (("dev", dev), ("prod", "prod")):
+            named = f"{{name: models, annotations: {{podsnap.dev/namespaces: {allowed}}}}}"
+            texts[f"{folder}/s.yaml"] = _STORAGE.replace("{name: models}", named)
+        found = document_findings(
+            [
+                d
+                for f, t in texts.items()
+                for d in read_all(f, t.encode())
+                if isinstance(d, Document)
+            ]
+        )
+        return {(f.file, f.rule) for f in found} - {("prod/s.yaml", "duplicate-object")}
+
+    assert judged("dev") == set()
+    assert judged("other") == {("dev/p.yaml", "unusable-storage")}
+
+
+def _in(namespace: str, text: str) -> str:
+    return text.replace("name: web\n", f"name: web\n  namespace: {namespace}\n")
+
+
 def _paths(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:  # noqa: ANN401
     children = tree.items() if isinstance(tree, dict) else enumerate(tree)
     for key, child in children:
@@ -306,15 +347,29 @@ def _paths(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]: 
             yield from _paths(child, (*path, key))
 
 
-JUNK = [None, 1, -1.5, True, "", "x\n", [], {}, [None], [{}], {"a": None}, {"name": []}]
-PATHS = sorted(_paths(list(yaml.safe_load_all(RIGHT))), key=str)
+JUNK = [None, 1, -1.5, True, "", "x\n", [], {}, [None], [{}], {"a": None}, {"name": []}, "soon"]
+# The same with all that could be junk: what the API server fills in, a status, a volume.
+FULL = list(yaml.safe_load_all(RIGHT))
+for _tree in FULL:
+    _tree["metadata"] |= {
+        "ownerReferences": [{"controller": True}],
+        "deletionGracePeriodSeconds": 1,
+        "creationTimestamp": "2026-01-01T00:00:00Z",
+        "annotations": {},
+    }
+FULL[0]["spec"]["template"] |= {"status": {"conditions": [], "containerStatuses": []}}
+FULL[0]["spec"]["template"]["spec"]["volumes"] = [{"name": "v", "hostPath": {"path": "/data"}}]
+FULL[0]["spec"]["template"]["spec"]["containers"][0]["volumeMounts"] = [
+    {"name": "v", "mountPath": "/v"}
+]
+PATHS = sorted(_paths(FULL), key=str)
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from(PATHS), st.sampled_from(JUNK)), min_size=1, max_size=3))
 def test_no_file_makes_it_stumble(changes: list[tuple[tuple[Any, ...], Any]]) -> None:
     """Whatever stands where something else should, there is an answer."""
-    documents = list(yaml.safe_load_all(RIGHT))
+    documents = copy.deepcopy(FULL)
     for path, junk in changes:
         tree: Any = documents
         for step in path[:-1]:
@@ -339,10 +394,68 @@ def test_every_rule_is_told_in_the_documentation_and_no_other() -> None:
         assert severity in severities[rule], rule
 
 
+STUMBLED = {
+    "a status": "spec: {containers: [{name: c}]}\nstatus: x",
+    "a volume that is a text": (
+        "spec:\n  runtimeClassName: gvisor\n  volumes: [{name: v, hostPath: /data}]\n"
+        "  containers: [{name: c, volumeMounts: [{name: v, mountPath: /v}]}]"
+    ),
+    "owners": "metadata: {ownerReferences: 5}\nspec: {containers: [{name: c}]}",
+    "a grace period": (
+        "metadata: {deletionGracePeriodSeconds: soon}\nspec: {containers: [{name: c}]}"
+    ),
+}
+
+
+@pytest.mark.parametrize("what", STUMBLED)
+def test_a_pod_is_judged_whatever_stands_beside_what_is_judged(what: str) -> None:
+    """A Pod that somebody exported has more in it, and not all of it is sound."""
+    policy = _POLICY.replace("{matchLabels: {app: web}}", "{}")
+    text = f"{_STORAGE}---\n{policy}---\napiVersion: v1\nkind: Pod\n{STUMBLED[what]}\n"
+    assert {"empty-selector", "missing-group-label"} <= {f.rule for f in lint(text)}
+
+
+def test_two_policies_are_ordered_only_if_their_times_are_sound() -> None:
+    """Nothing is compared that is no time."""
+    texts = [
+        _POLICY.replace("name: web\n", f"name: {name}\n  creationTimestamp: {time}\n")
+        for name, time in (("a", "5"), ("b", "x"))
+    ]
+    assert "wrong-type" in {f.rule for f in lint("---\n".join([RIGHT, *texts]))}
+
+
+# Rules of one word, which any text could be.
+SINGLE = {"syntax", "unreadable"}
+
+
+def _rules(path: Path) -> Iterator[str]:
+    """Yield the rules that a file gives to findings."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        values: list[ast.expr] = []
+        if isinstance(node, ast.Call):
+            called = node.func
+            name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+            if name in {"finding", "Finding", "_error", "_error_at", "OldSpelling"}:
+                values = node.args
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(getattr(t, "id", "") in {"rule", "_RULES"} for t in targets):
+                values = [n for n in ast.walk(node.value) if isinstance(n, ast.Constant)]
+        texts = [v.value for v in values if isinstance(v, ast.Constant)]
+        yield from (
+            t
+            for t in texts
+            if isinstance(t, str) and (t in SINGLE or re.fullmatch("[a-z]+(-[a-z]+)+", t))
+        )
+
+
 def test_every_rule_that_the_code_names_is_in_the_catalogue() -> None:
-    """SARIF looks each up."""
-    folders = ("schemas", "policies", "reconciler")
-    texts = [p.read_text(encoding="utf-8") for f in folders for p in (ROOT / f).glob("*.py")]
-    known = {rule for rule in RULES if any(f'"{rule}"' in text for text in texts)}
-    assert known == set(RULES)
-    assert {rule for _, rule, *_ in WRONG.values()} <= known
+    """SARIF looks each up, and the catalogue has no rule that nothing tells."""
+    reading = ("manifest_files.py", "kubernetes_schemas.py")
+    files = [
+        *(ROOT / "schemas").glob("*.py"),
+        *(ROOT / "policies").glob("*.py"),
+        *(ROOT / "reconciler" / name for name in reading),
+    ]
+    named = {rule for file in files for rule in _rules(file)}
+    assert named == set(RULES)

@@ -287,15 +287,25 @@ def test_a_phase_of_a_restore_that_nobody_timed_is_not_counted() -> None:
     metrics = AgentMetrics()
     metrics.restored(
         RestoreTimes(
-            "shop", "web-1", "u", asked_s=10, decided_s=10.5, restoring_s=11, restored_s=13
+            "shop",
+            "web-1",
+            "u",
+            asked_s=10,
+            decided_s=10.5,
+            fetching_s=3,
+            fetched_s=9,
+            restoring_s=11,
+            restored_s=13,
         )
     )
+    metrics.fetched(7, 2.5)  # counted where it happens: several Pods may have waited for it
     counted = {
         phase: value(metrics.registry, "podsnap_restore_phase_seconds_sum", phase=phase)
         for phase in RESTORE_PHASES
         if value(metrics.registry, "podsnap_restore_phase_seconds_count", phase=phase)
     }
-    assert counted == {"decision": 0.5, "runsc_restore": 2}
+    assert counted == {"decision": 0.5, "fetch": 2.5, "runsc_restore": 2}
+    assert value(metrics.registry, "podsnap_fetched_bytes_total") == 7
 
 
 def test_the_agents_labels_are_closed_sets() -> None:

@@ -84,6 +84,23 @@ AS_WRITTEN = {
         + STORAGE,
         "---\napiVersion: podsnapshot.gke.io/v1\nmetadata: {<<: &m {}, name: b}\n" + STORAGE,
     ),
+    "as the last line of JSON": (
+        '{"apiVersion": "podsnapshot.gke.io/v1", "kind": "PodSnapshotStorageConfig",\n'
+        '"metadata": {\n  "name": "a",\n  "namespace": "b"\n},\n'
+        '"spec": {"snapshotStorageConfig": {"gcs": {"bucket": "b"}}}}',
+        '{"apiVersion": "podsnapshot.gke.io/v1", "kind": "PodSnapshotStorageConfig",\n'
+        '"metadata": {\n  "name": "a"\n},\n'
+        '"spec": {"snapshotStorageConfig": {"gcs": {"bucket": "b"}}}}',
+    ),
+    "as what an alias repeats": (
+        "apiVersion: podsnapshot.gke.io/v1\nmetadata: {namespace: &ns b, name: *ns}\n" + STORAGE,
+        None,
+    ),
+    "beside a null": (
+        "apiVersion: podsnapshot.gke.io/v1\nmetadata: {namespace: b, name: a, labels: }\n"
+        + STORAGE,
+        "apiVersion: podsnapshot.gke.io/v1\nmetadata: {name: a, labels: }\n" + STORAGE,
+    ),
     "as the only field of a block": (
         "apiVersion: podsnapshot.gke.io/v1\nmetadata:\n  namespace: a\n" + STORAGE,
         None,
@@ -115,6 +132,8 @@ def test_a_file_that_cannot_be_read_is_left() -> None:
         "apiVersion: nvidia.example.com/v1alpha1\nkind: PodSnapshot\n",
         "apiVersion: v1\nkind: ConfigMap\nmetadata: {namespace: a}\ndata: {type: Workload}\n",
         "- apiVersion: snapshot.gke.io/v1\n",
+        "a: {{ .Values.b }}\n",
+        "{// settings\n}",
         "",
     ],
 )

@@ -14,6 +14,7 @@ from api_objects import capture_of, pod, snapshot
 from stepped_clock import SteppedClock
 
 from nodeexec import podsnap_runtime as runtime
+from nodeexec import restore_traces, sandboxes
 from nodeexec.restore_decision import Decision
 from nodeexec.restore_traces import RestoreTraces
 from nodeexec.sandboxes import PreparedSandbox, mark_cold, read_cold_mark, read_record
@@ -56,8 +57,9 @@ class Node:
     def traces(self) -> RestoreTraces:
         """Return those of an agent that has just started."""
 
-        def send(spans: Sequence[Span]) -> None:
+        def send(spans: Sequence[Span]) -> bool:
             self.told.extend(spans)
+            return True
 
         return RestoreTraces(self.settings, lambda *_: self.found, self.clock, send)
 
@@ -140,7 +142,7 @@ def test_a_restored_pod_is_told_when_it_is_ready_and_once(node: Node) -> None:
     sandbox = node.started()
     traces = node.traces()
     node.clock.step(1)
-    traces.became_ready(node.pod)
+    traces.became_ready(node.pod, node.now_s)
     traces.restored(sandbox, node.pod)
     assert node.shape() == [
         ("restore", -4, 0),
@@ -171,7 +173,7 @@ def test_a_pod_that_does_well_for_a_while_is_not_told_again(node: Node) -> None:
 
 def test_a_pod_that_started_cold_has_no_restore(node: Node) -> None:
     """It becomes Ready as well."""
-    node.traces().became_ready(node.pod)
+    node.traces().became_ready(node.pod, node.now_s)
     assert node.told == []
 
 
@@ -248,9 +250,46 @@ def test_without_a_collector_a_restore_is_counted_and_no_span_is_made(node: Node
     )
     node.attempted(node.decided())
     traces.restored(node.started(), node.pod)
-    traces.became_ready(node.pod)
+    traces.became_ready(node.pod, node.now_s)
     assert [times.pod_uid for times in counted] == [node.pod.metadata.uid]
     assert 0 < counted[0].restoring_s <= counted[0].restored_s
+
+
+def test_whatever_goes_wrong_with_a_trace_stays_with_it(
+    node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Reports, counts and the note of the attempt matter more."""
+
+    def broken(*_: object) -> Snapshot:
+        raise RuntimeError("a view that is closed")
+
+    record = node.decided()
+    node.attempted(record)
+    sandbox = node.started()
+    traces = replace(node.traces(), snapshot_of=broken)
+    traces.restored(sandbox, node.pod)
+    mark = node.cold(record, "why")
+    cold = read_cold_mark(mark)
+    assert cold is not None
+    traces.fell_back(node.pod, mark, cold)
+    traces = replace(traces, count=broken)
+    times = RestoreTimes("shop", "web-1", "u", decided_s=1)
+    traces.unfetched(Decision(unfetched=node.found, times=times))
+    monkeypatch.setattr(restore_traces, "sandbox_of_pod", broken)
+    traces.became_ready(node.pod, node.now_s)
+    assert [r.message for r in caplog.records] == ["a restore has no trace"] * 4
+
+
+def test_a_bundle_that_goes_while_it_is_looked_for_is_no_error(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a Pod with two sandboxes the newest counts."""
+    node.decided()
+    sandbox = read_record(node.bundle / runtime.DECISION)
+    assert sandbox is not None
+    gone = replace(sandbox, bundle=node.bundle / "gone")
+    monkeypatch.setattr(sandboxes, "prepared_sandboxes", lambda _: [gone, sandbox])
+    assert sandboxes.sandbox_of_pod(node.settings.bundles_dir, "uid-web-1") == sandbox
 
 
 @pytest.mark.parametrize(

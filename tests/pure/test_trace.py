@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -69,7 +70,9 @@ TIMES = RestoreTimes(
     pod_uid="uid-web-1",
     node="node-2",
     asked_s=BEGAN + 100,
-    decided_s=BEGAN + 101,
+    decided_s=BEGAN + 100.25,
+    gating_s=BEGAN + 100.25,
+    gated_s=BEGAN + 101,
     fetching_s=BEGAN + 101,
     fetched_s=BEGAN + 103,
     verifying_s=BEGAN + 103,
@@ -127,7 +130,8 @@ def test_a_trace_runs_from_the_commit_through_the_save_to_the_restored_pod() -> 
         "upload": ("save", 6, 8),
         "ready": ("save", 8, 8.5),
         "restore": ("save", 100, 109),
-        "decision": ("restore", 100, 101),
+        "decision": ("restore", 100, 100.25),
+        "gate": ("restore", 100.25, 101),
         "fetch": ("restore", 101, 103),
         "verify": ("restore", 103, 104),
         "runsc restore": ("restore", 106, 108),
@@ -306,8 +310,13 @@ def test_a_new_snapshot_pins_what_brought_its_policy() -> None:
     assert plain.origin == PolicyOrigin(created_at="2026-01-01T00:00:00Z")
 
 
-instants = st.one_of(st.just(""), st.floats(-1000, 1000).map(at))
-seconds = st.one_of(st.just(0.0), st.floats(BEGAN - 1000, BEGAN + 1000))
+# Clocks that are off by centuries, no zone, no time at all.
+odd = ["", "0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "0001-01-01T00:00:00", "soon"]
+instants = st.one_of(st.sampled_from(odd), st.floats(-1000, 1000).map(at))
+seconds = st.one_of(
+    st.sampled_from([0.0, -6e10, 2.5e11, math.inf, math.nan]),
+    st.floats(BEGAN - 1000, BEGAN + 1000),
+)
 captures = st.builds(
     CaptureRecord,
     node=st.sampled_from(["", "node-1"]),
@@ -344,6 +353,8 @@ times_of = st.builds(
     verifying_s=seconds,
     verified_s=seconds,
     restoring_s=seconds,
+    gating_s=seconds,
+    gated_s=seconds,
     restored_s=seconds,
     ready_s=seconds,
     failed_s=seconds,
@@ -374,5 +385,5 @@ def test_whatever_is_on_record_is_one_tree_with_stable_ids(
         if parent.name == "restore" or (parent.name == "save" and span.name != "restore"):
             assert parent.start_s <= span.start_s
             assert span.end_s <= parent.end_s
-    assert all(0 < s.start_s <= s.end_s for s in spans)
+    assert all(BEGAN - 1001 < s.start_s <= s.end_s < BEGAN + 1001 for s in spans)
     assert told() == spans

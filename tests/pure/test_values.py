@@ -70,6 +70,7 @@ BYTES = {
     "1E": 10**18,
     "128974848000m": 128974848,
     ".5Ki": 512,
+    "+1Ki": 1024,
 }
 
 
@@ -79,7 +80,9 @@ def test_a_quantity_of_memory_is_read_in_bytes(text: str) -> None:
     assert parse_bytes(text) == BYTES[text]
 
 
-@pytest.mark.parametrize("text", ["", "Mi", "1 Gi", "-1", "1KB", "1Gi\n", "."])
+@pytest.mark.parametrize(
+    "text", ["", "Mi", "1 Gi", "-1", "1KB", "1Gi\n", ".", "1e3000000", "1e999999", "9" * 99]
+)
 def test_what_is_no_quantity_is_refused_with_an_example(text: str) -> None:
     """The API server refuses them before us."""
     with pytest.raises(ValueError, match="write it like 512Mi or 2G"):

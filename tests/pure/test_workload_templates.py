@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from policies.workload_templates import MalformedTemplateError, WorkloadTemplate
+from schemas.metadata import Metadata
 
 CONTAINERS = [{"name": "main"}]
 POD = {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": CONTAINERS}}
@@ -87,3 +88,15 @@ def test_a_pod_that_could_not_be_judged_is_told_with_its_field(what: str) -> Non
         WorkloadTemplate.parse(body)
     assert str(caught.value) == message
     assert message.startswith(".".join(map(str, caught.value.path)))
+
+
+def test_what_only_an_api_server_sets_may_be_anything_in_a_file() -> None:
+    """A Pod that somebody exported and edited is still a Pod."""
+    metadata = {"name": "a", "deletionGracePeriodSeconds": "soon"}
+    assert Metadata.parse({"metadata": metadata}).deletion_grace_period_s == 0
+    body = {"apiVersion": "v1", "kind": "Pod", **POD, "status": "x"}
+    for owners in (5, ["x"]):
+        found = WorkloadTemplate.parse(
+            {**body, "metadata": {**metadata, "ownerReferences": owners}}
+        )
+        assert str(found) == "Pod default/a"

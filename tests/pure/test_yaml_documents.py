@@ -180,6 +180,13 @@ def test_windows_files_are_read(text: bytes) -> None:
     assert document.to_object() == {"kind": "A", "b": [1]}
 
 
+def test_the_pairs_of_json_are_one_character() -> None:
+    """As many programs write JSON; what only looks like a pair stays."""
+    text = rb'{"a": "\ud83d\ude00\ud83d\ude00", "b": "\\ud83d\\ude00"}'
+    (document,) = read_documents("f.json", text)
+    assert document.tree == {"a": "\U0001f600" * 2, "b": r"\ud83d\ude00"}
+
+
 def test_documents_know_where_they_stand() -> None:
     """Lines count from 1 over the whole file, and empty documents are skipped."""
     text = b"---\nkind: A\n---\n---\nkind: B\nspec:\n  list:\n  - x: 1\n"

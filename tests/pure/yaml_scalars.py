@@ -59,6 +59,15 @@ SCALARS: Final[dict[str, Any]] = {
     "1e-3": 0.001,
     "0o8": "0o8",
     "<<": "<<",
+    "-_1": -1,
+    ".5_0": 0.5,
+    ".5_": ".5_",
+    "-.nan": "-.nan",
+    "3.0": 3,
+    "1e21": 1e21,
+    "99999999999999999999": 10**20,
+    "-99999999999999999999": -(10**20),
+    "0xFFFFFFFFFFFFFFFFFF": "0xFFFFFFFFFFFFFFFFFF",
 }
 
 # What stands under ``new:`` beside ``base: &base {a: 1, b: 2}``, and what kubectl makes of it.
