@@ -9,12 +9,13 @@ template is compared only in what it names, so a snapshot may outlive its last u
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import islice
 from typing import Final
 
 from policies.obsolescence import Demand, Template, demand, standing_of
 from policies.planned_starts import Side, Surroundings
 from policies.retention import Doomed, schedule
-from policies.selection import group_labels
+from policies.selection import group_key
 from schemas.instants import to_time
 from schemas.names import READY
 from schemas.pod import Pod
@@ -60,6 +61,7 @@ class Wanted:
 
     def __init__(self, side: Side, around: Surroundings) -> None:
         """What stands in the cluster beside the tree asks too."""
+        self._images: dict[tuple[str, str], dict[tuple[object, ...], frozenset[object]]] = {}
         self.policies = {p.metadata.key: p for p in side.policies if not p.metadata.is_deleting}
         self._around = around
         self._templates: dict[str, list[Template]] = {}
@@ -82,16 +84,33 @@ class Wanted:
         if key not in self._demands:
             namespace = policy.metadata.namespace
             pods, templates = self._pods.get(namespace, ()), self._templates.get(namespace, ())
-            self._demands[key] = demand(policy, pods, templates)
+            self._demands[key] = found = demand(policy, pods, templates)
+            self._images[key] = {
+                name: frozenset(i for i in wish.identity.fields.items() if i[0].endswith("].image"))
+                for name, wish in found.wishes.items()
+            }
         return self._demands[key]
 
     def standing(self, snapshot: Snapshot) -> tuple[bool, bool]:
         """Return whether nobody wants a snapshot of a policy, and whether it may serve."""
         policy = self.policies[snapshot.metadata.namespace, snapshot.policy_name]
-        found = standing_of(
-            snapshot, policy, self.demand(policy), self._around.classes, self._around.now
-        )
+        wanted = self._deciding(snapshot, policy)
+        found = standing_of(snapshot, policy, wanted, self._around.classes, self._around.now)
         return bool(found.unwanted_since), not found.superseded
+
+    def _deciding(self, snapshot: Snapshot, policy: Policy) -> Demand:
+        """Return as much of the demand as decides whether somebody wants a snapshot.
+
+        Of hundreds only those are compared whose images the snapshot has.
+        """
+        wanted, capture = self.demand(policy), snapshot.capture
+        if capture is None:
+            return wanted
+        saved, images = capture.identity.fields.items(), self._images[policy.metadata.key]
+        group = group_key(snapshot.metadata.labels, policy)
+        rivals = {key: wish for key, wish in wanted.wishes.items() if wish.group == group}
+        likely = {key: wish for key, wish in rivals.items() if saved >= images[key]}
+        return Demand(likely or dict(islice(rivals.items(), 1)), wanted.pins)
 
     def doomed(self, key: tuple[str, str], snapshots: Iterable[Snapshot]) -> list[Doomed]:
         """Return which of a policy's snapshots retention deletes, none without the policy."""
@@ -145,7 +164,7 @@ def _told(snapshot: Snapshot, why: str, policy: Policy | None = None) -> Snapsho
 def _why_unwanted(snapshot: Snapshot, policy: Policy, wanted: Demand) -> str:
     """Name in what the closest spec differs, as the controller will."""
     capture = snapshot.capture
-    group = tuple(sorted(group_labels(snapshot.metadata.labels, policy).items()))
+    group = group_key(snapshot.metadata.labels, policy)
     rivals = (
         wish.differs_in(capture.identity)
         for wish in wanted.wishes.values()
@@ -163,16 +182,17 @@ def _is_stored(snapshot: Snapshot) -> bool:
 
 
 def deletion_plans(
-    snapshots: Iterable[Snapshot], was: Wanted, will: Wanted, now: datetime
+    states: tuple[Iterable[Snapshot], Iterable[Snapshot]], was: Wanted, will: Wanted, now: datetime
 ) -> Iterator[DeletionPlan]:
-    """Yield what retention deletes after the tree is applied, the first one first."""
-    ours: dict[tuple[str, str], list[Snapshot]] = {}
-    for snapshot in snapshots:
-        ours.setdefault((snapshot.metadata.namespace, snapshot.policy_name), []).append(snapshot)
+    """Yield what retention deletes after the tree is applied, the first one first.
+
+    ``states`` are the snapshots before, and as they will be once those that come back are back.
+    """
+    stored, later = map(_by_policy, states)
     found = []
-    for key, stored in ours.items():
-        before = {d.snapshot.metadata.name: d.due_at for d in was.doomed(key, stored)}
-        for doomed in will.doomed(key, stored):
+    for key in stored:
+        before = {d.snapshot.metadata.name: d.due_at for d in was.doomed(key, stored[key])}
+        for doomed in will.doomed(key, later[key]):
             metadata, capture = doomed.snapshot.metadata, doomed.snapshot.capture
             found.append(
                 DeletionPlan(
@@ -186,3 +206,10 @@ def deletion_plans(
                 )
             )
     yield from sorted(found, key=lambda row: (row.due_at, row.namespace, row.name))
+
+
+def _by_policy(snapshots: Iterable[Snapshot]) -> dict[tuple[str, str], list[Snapshot]]:
+    found: dict[tuple[str, str], list[Snapshot]] = {}
+    for snapshot in snapshots:
+        found.setdefault((snapshot.metadata.namespace, snapshot.policy_name), []).append(snapshot)
+    return found

@@ -19,7 +19,7 @@ from policies.difference import Difference
 from policies.distill import content_volumes, distill
 from policies.explanation import PodExplanation, PodFacts, explain_pod
 from policies.obsolescence import NodeClass, Template
-from policies.selection import group_labels, selecting_policies
+from policies.selection import group_key, selecting_policies
 from schemas.names import READY
 from schemas.pod import Pod
 from schemas.policy import Policy
@@ -223,7 +223,7 @@ class _Shelf:
         self._all = list(snapshots)
         self._by_hash = _grouped(self._all, lambda s: s.capture.identity.hash if s.capture else "")
         self._has_files = any(s.capture and s.capture.rootfs_only for s in self._all)
-        newest = sorted(self._all, key=_age, reverse=True)
+        newest = sorted(self._all, key=lambda s: s.age_key, reverse=True)
         ready = [s for s in newest if (c := s.conditions.get(READY)) and c.is_true]
         self._ready_by_group = _grouped(ready, self._group)
         self._newest = [*ready[:1], *[s for s in newest if s.quarantine][:1]]
@@ -233,7 +233,7 @@ class _Shelf:
         policy = self._policy
         if self._has_files or content_volumes(pod, policy):
             return self._all
-        group = tuple(sorted(group_labels(pod.metadata.labels, policy).items()))
+        group = group_key(pod.metadata.labels, policy)
         found = [
             *self._by_hash.get(distill(pod, policy).hash, ()),
             *self._ready_by_group.get(group, ())[:1],
@@ -243,12 +243,7 @@ class _Shelf:
         return [s for s in self._all if s.metadata.name in names]
 
     def _group(self, snapshot: Snapshot) -> tuple[tuple[str, str], ...]:
-        return tuple(sorted(group_labels(snapshot.metadata.labels, self._policy).items()))
-
-
-def _age(snapshot: Snapshot) -> tuple[str, str, str]:
-    saved_at = snapshot.capture.checkpointed_at if snapshot.capture else ""
-    return (saved_at, snapshot.metadata.creation_timestamp, snapshot.metadata.name)
+        return group_key(snapshot.metadata.labels, self._policy)
 
 
 def _unknown(pod: Pod, policy: Policy, snapshot: Snapshot) -> Iterator[str]:

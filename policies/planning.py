@@ -104,6 +104,11 @@ class Plan:
             or any(d.is_new for d in self.deletions)
         )
 
+    @property
+    def not_compared(self) -> int:
+        """How many workloads there is nothing to compare with."""
+        return sum(w.change is Change.UNKNOWN for w in self.workloads)
+
 
 def plan(before: Side, after: Side, around: Surroundings) -> Plan:
     """Compare two sides; the snapshots are those of ``before``."""
@@ -112,11 +117,12 @@ def plan(before: Side, after: Side, around: Surroundings) -> Plan:
     back = {(f.namespace, f.name) for f in fates if f.comes_back}
     usable = tuple(_ready(s) if s.metadata.key in back else s for s in before.snapshots)
     workloads = tuple(_workloads(before, replace(after, snapshots=usable), around))
+    deleted = deletion_plans((before.snapshots, usable), was, will, around.now)
     return Plan(
         workloads,
         policies=tuple(_policies(before, after, workloads)),
         snapshots=tuple(replace(f, wanted_by=tuple(_losers(f, workloads))) for f in fates),
-        deletions=tuple(deletion_plans(before.snapshots, was, will, around.now)),
+        deletions=tuple(deleted),
     )
 
 
@@ -140,7 +146,8 @@ def _workloads(before: Side, after: Side, around: Surroundings) -> Iterator[Work
             told_after = then.of(new) if new else None
         change = _change(told_before, told_after, around)
         shown = new or old
-        if shown is None or (new is None and not change.counts):
+        # Without a place it only stands, because a policy that changes selects it.
+        if shown is None or not (change.counts or (new and new.place)):
             continue
         yield WorkloadPlan(
             *key,

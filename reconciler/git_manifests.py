@@ -53,6 +53,12 @@ class DesiredState:
     foreign: tuple[str, ...]
     warnings: tuple[Finding, ...] = ()
 
+    def without(self, other: "DesiredState") -> "DesiredState":
+        """Return what the other does not say in the same words."""
+        said = {o.entry: o.body for o in other.objects}
+        objects = tuple(o for o in self.objects if said.get(o.entry) != o.body)
+        return replace(self, objects=objects)
+
 
 @dataclass(frozen=True, slots=True)
 class _Written:

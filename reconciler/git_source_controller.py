@@ -61,9 +61,13 @@ class _ChangedMeanwhile(Exception):  # noqa: N818 - reads as what happened
 
 @dataclass(slots=True)
 class _Memory:
-    """What was found at a commit, for a spec and its Secrets: ``basis``."""
+    """What was found at a commit, for a spec and its Secrets: ``basis``.
+
+    ``accepted`` is what this process applied before, so the API server has taken it once.
+    """
 
     basis: tuple[str, int, str]
+    accepted: DesiredState = _NOTHING
     desired: DesiredState = _NOTHING
     failure: Failure | None = None
     notes: tuple[str, ...] = ()
@@ -189,7 +193,8 @@ class GitSourceController:
             is_new_spec = source.observed_generation != source.metadata.generation
             if is_new_spec or revision != source.attempted_revision:
                 self._begin(look.source, f"reading revision {revision}")
-            memory = _Memory(basis)
+            accepted = memory.desired if memory is not None and memory.is_applied else _NOTHING
+            memory = _Memory(basis, accepted)
             try:
                 checkout = repository.fetch(look.wanted, head)
                 self._judge(look, checkout, access, memory)
@@ -283,7 +288,8 @@ class GitSourceController:
         shared: frozenset[InventoryEntry],
     ) -> None:
         source = look.source
-        applier.rehearse(source, memory.desired, memory.revision, shared)
+        news = memory.desired.without(memory.accepted)
+        applier.rehearse(source, news, memory.revision, shared)
         ours = (d.entry for d in memory.desired.objects if d.entry not in shared)
         union = tuple(dict.fromkeys([*source.inventory, *ours]))
         if union != source.inventory:

@@ -38,6 +38,9 @@ _STARTS: Final = {
 _UUID_LENGTH: Final = 36
 _VERSION: Final = 1
 _PATHS: Final = 3
+# GitHub takes 65,536 characters; what is folded gets what the rest leaves.
+_COMMENT_CHARS: Final = 60_000
+_FOLDED_CHARS: Final = 15_000
 _CONSEQUENCES: Final = "What follows"
 
 
@@ -70,6 +73,8 @@ def summary(plan: Plan) -> str:
         (sum(d.is_new for d in plan.deletions), "deletion is new", "deletions are new"),
     )
     parts = [f"{count} {one if count == 1 else many}" for count, one, many in found if count]
+    if missing := plan.not_compared:
+        parts.append(f"{missing} workload{'' if missing == 1 else 's'} not compared")
     if parts:
         return ", ".join(parts)
     told = [w.after for w in plan.workloads if w.after and w.after.governed_by]
@@ -115,27 +120,46 @@ def blocks(told: Told) -> Iterator[Block]:
 def markdown(told: Told) -> Iterator[str]:
     """Yield the lines of a comment on a pull request."""
     plan = told.plan
-    mark = "⚠️" if plan.has_changes else "✅"
+    mark = "⚠️" if plan.has_changes else "❔" if plan.not_compared else "✅"
     yield f"**podsnap plan** {mark} {_escaped(summary(plan))}"
     yield ""
-    folded: list[str] = []
+    shown: list[tuple[list[str], list[str]]] = []
+    folded: list[tuple[list[str], list[str]]] = []
     for title, header, rows in _tables(plan):
         table = [f"| {' | '.join(map(_escaped, row))} |" for row in rows]
         head = [f"| {' | '.join(h.capitalize() for h in header)} |", "|" + " --- |" * len(header)]
-        if title.startswith("What differs"):
-            folded += [f"**{_escaped(title)}**", "", *head, *table, ""]
-        else:
-            yield from (f"**{_escaped(title)}**", "", *head, *table, "")
+        section = ([f"**{_escaped(title)}**", "", *head], table)
+        (folded if title.startswith("What differs") else shown).append(section)
     for title, texts in (*_notes(plan), ("Not known", told.unknown)):
-        listed = [f"**{_escaped(title)}**", "", *(f"- {_escaped(t)}" for t in texts), ""]
-        if texts and title == _CONSEQUENCES:
-            yield from listed
-        elif texts:
-            folded += listed
-    folded += [f"Compared with {_escaped(told.compared_with)}."]
+        section = ([f"**{_escaped(title)}**", ""], [f"- {_escaped(t)}" for t in texts])
+        (shown if title == _CONSEQUENCES else folded).append(section)
+    above = list(_fitting(shown, _COMMENT_CHARS - _FOLDED_CHARS))
+    yield from above
+    yield from ("<details><summary>Details</summary>", "")
+    yield from _fitting(folded, _COMMENT_CHARS - sum(len(line) + 1 for line in above))
+    yield f"Compared with {_escaped(told.compared_with)}."
     if told.completed:
-        folded += [f"Pods completed: {_escaped('; '.join(told.completed))}."]
-    yield from ("<details><summary>Details</summary>", "", *folded, "", "</details>")
+        yield f"Pods completed: {_escaped('; '.join(told.completed))[: _FOLDED_CHARS // 5]}."
+    yield from ("", "</details>")
+
+
+def _fitting(sections: Iterable[tuple[Sequence[str], Sequence[str]]], room: int) -> Iterator[str]:
+    """Yield sections (head, rows) as far as there is room for them, and how much more there is."""
+    left_out = 0
+    for head, rows in sections:
+        left = room - sum(len(line) + 1 for line in head)
+        kept = []
+        for row in rows:
+            if left < len(row) + 1:
+                break
+            left -= len(row) + 1
+            kept.append(row)
+        if kept:
+            room = left
+            yield from (*head, *kept, "")
+        left_out += len(rows) - len(kept)
+    if left_out:
+        yield from (f"… and {left_out} more; see -o json", "")
 
 
 def _tables(plan: Plan) -> Iterator[tuple[str, Sequence[str], list[list[str]]]]:

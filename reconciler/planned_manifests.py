@@ -62,7 +62,8 @@ def read_manifests(files: Iterable[ManifestFile | Finding], namespace: str) -> M
 def _documents(files: Iterable[ManifestFile | Finding], made: Manifests) -> Iterable[Document]:
     for file in files:
         if isinstance(file, Finding):
-            (made.errors if file.severity is Severity.ERROR else made.notes).append(file)
+            is_error = file.severity is Severity.ERROR or file.rule == "not-rendered"
+            (made.errors if is_error else made.notes).append(file)
             continue
         for found in read_all(file.name, file.text):
             if isinstance(found, Document):
@@ -85,14 +86,27 @@ def _take(document: Document, namespace: str, made: Manifests) -> Key | None:
         made.errors.extend(wrong)
         return None if wrong else _take_ours(document.kind, obj, namespace, made)
     if document.kind == "RuntimeClass":
-        name = str((obj.get("metadata") or {}).get("name"))
-        made.runtime_classes[name] = obj.get("handler") in GVISOR_HANDLERS
+        metadata = obj.get("metadata")
+        name = metadata.get("name") if isinstance(metadata, Mapping) else None
+        made.runtime_classes[str(name)] = str(obj.get("handler")) in GVISOR_HANDLERS
         return None
     found = workload(obj, namespace, document.place())
     if found is None:
         return None
+    if not obj["metadata"].get("name"):
+        found = _numbered(found, made)
     made.workloads[found.key] = found
     return found.key
+
+
+def _numbered(found: Workload, made: Manifests) -> Workload:
+    """Tell objects apart that share a generateName, as the API server will."""
+    prefix, number = found.pod.metadata.name, 1
+    while found.key in made.workloads:
+        number += 1
+        metadata = replace(found.pod.metadata, name=f"{prefix}{number}")
+        found = replace(found, pod=replace(found.pod, metadata=metadata))
+    return found
 
 
 def _take_ours(kind: str, obj: dict[str, Any], namespace: str, made: Manifests) -> Key:
@@ -115,6 +129,7 @@ def workload(obj: Mapping[str, Any], namespace: str, place: str = "") -> Workloa
     if found is None:
         return None
     notes = []
+    _check_sources(found)
     try:
         pod = controlled_pod(found, obj)
         template = Template.parse(_in_namespace(obj, namespace))
@@ -126,6 +141,16 @@ def workload(obj: Mapping[str, Any], namespace: str, place: str = "") -> Workloa
     if "batch.kubernetes.io/job-completion-index" in pod.metadata.labels:
         notes.append("judged by the Pod of index 0: each index is another identity")
     return Workload(found.kind, pod, None if found.kind == "Pod" else template, place, tuple(notes))
+
+
+def _check_sources(found: WorkloadTemplate) -> None:
+    for group in ("initContainers", "containers"):
+        for index, container in enumerate(found.pod.spec.get(group) or ()):
+            for number, source in enumerate(container.get("envFrom") or ()):
+                if {"configMapRef", "secretRef"} <= source.keys():
+                    path = (*found.path, "spec", group, index, "envFrom", number)
+                    text = "names a ConfigMap and a Secret; make two entries of it"
+                    raise MalformedTemplateError(path, text)
 
 
 def _in_namespace(obj: Mapping[str, Any], namespace: str) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 """The two sides of a plan, put together from a tree, perhaps an older one, and what stands.
 
 What the tree says replaces what stands under the same name; what it does not mention stays. An
-object that only the older tree has will be gone, because whoever applies trees removes it. The trap
-is age: a policy that is new is the youngest of all, so it takes no Pod from one that stands.
+object that only the older tree has will be gone, because whoever applies trees removes it. What
+stands and is selected by a policy that changes is on both sides, without a place. The trap is age:
+a policy that is new is the youngest of all, so it takes no Pod from one that stands.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final, TypeVar
@@ -114,7 +115,8 @@ def _workloads(
             except MalformedTemplateError:
                 continue  # the API server took it, so it is nothing that matters here
             if found is not None:
-                yield found.key, found
+                # Of a Pod that stands its UID and phase count too.
+                yield found.key, replace(found, pod=Pod.parse(obj)) if kind == "Pod" else found
 
 
 def _is_made(obj: Mapping[str, Any]) -> bool:
@@ -154,15 +156,25 @@ def sides(
         if base is None
         else base.workloads
     )
-    mentioned = older.keys() | tree.workloads.keys()
     policies = [*before_policies.values(), *after_policies.values()]
-    changed = {k: w for k, w in older.items() if not _is_same(w, tree.workloads.get(k))}
-    completed, after = _completed([changed, tree.workloads], policies, complete)
-    # In the order of the older tree; what is the same is judged, and asked about, once.
-    before = {
-        key: completed.get(key) or replace(after[key], template=w.template)
-        for key, w in older.items()
+    differing = [
+        policy
+        for old, new in _differing(before_policies, after_policies, before_storage, after_storage)
+        for policy in (old, new)
+        if policy is not None
+    ]
+    named = older.keys() | tree.workloads.keys()
+    touched = {
+        k: w for k, w in there.workloads.items() if k not in named and _is_selected(w, differing)
     }
+    older, newer = {**older, **touched}, {**tree.workloads, **touched}
+    mentioned = older.keys() | newer.keys()
+    changed = {k: w for k, w in older.items() if not _is_same(w, newer.get(k))}
+    completed, after = _completed([changed, newer], policies, complete)
+    # What stands knows more of itself than the tree does: a Job may be finished.
+    same = {k: replace(after[k], template=older[k].template) for k in older if k not in changed}
+    before = {key: completed.get(key) or same[key] for key in older}
+    after |= same
     classes = there.runtime_classes
     around = Surroundings(
         now=now,
@@ -174,7 +186,7 @@ def sides(
             for key, w in there.workloads.items()
             if w.template is not None and key not in mentioned
         ],
-        knows_workloads=there.knows_workloads or base is not None,
+        knows_workloads=there.knows_workloads if base is None else not base.errors,
     )
     return (
         Side(before, tuple(before_policies.values()), before_storage, tuple(there.snapshots)),
@@ -198,6 +210,32 @@ def _layered(
         return there, {**there, **laid(tree)}
     kept = {key: value for key, value in there.items() if key not in base}
     return {**there, **laid(base)}, {**kept, **laid(tree)}
+
+
+def _differing(
+    old: Mapping[tuple[str, str], Policy],
+    new: Mapping[tuple[str, str], Policy],
+    old_storage: Mapping[str, StorageConfig],
+    new_storage: Mapping[str, StorageConfig],
+) -> Iterator[tuple[Policy | None, Policy | None]]:
+    """Yield policies that are other ones before and after, or that store elsewhere."""
+    for key in dict.fromkeys((*old, *new)):
+        was, will = old.get(key), new.get(key)
+        stored = was and old_storage.get(was.storage_config_name)
+        stores = will and new_storage.get(will.storage_config_name)
+        if (was, stored) != (will, stores):
+            yield was, will
+
+
+def _is_selected(found: Workload, policies: Collection[Policy]) -> bool:
+    """Whether new Pods of what stands may come, and one of the policies selects them."""
+    if found.pod.is_over or (found.template is not None and not found.template.counts):
+        return False
+    metadata = found.pod.metadata
+    return any(
+        p.metadata.namespace == metadata.namespace and p.selector.matches(metadata.labels)
+        for p in policies
+    )
 
 
 def _policy_known_as(policy: Policy, there: Policy | None) -> Policy:
@@ -227,7 +265,16 @@ def _is_same(older: Workload, newer: Workload | None) -> bool:
         == (new.metadata.labels, new.metadata.annotations)
         and old.spec.get("serviceAccountName") == new.spec.get("serviceAccountName")
         and distill(old) == distill(new)
+        and list(_beside_identity(old)) == list(_beside_identity(new))
     )
+
+
+def _beside_identity(pod: Pod) -> Iterator[tuple[Any, ...]]:
+    """Yield what the distilled spec leaves out, and strict policies or matching look at."""
+    for group in ("initContainers", "containers"):
+        for container in pod.spec.get(group) or ():
+            environment = (container.get("env") or [], container.get("envFrom") or [])
+            yield (container["name"], *environment, container.get("restartPolicy"))
 
 
 def _completed(

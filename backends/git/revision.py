@@ -9,13 +9,14 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from stat import S_ISREG
+from posixpath import dirname, join, normpath
+from stat import S_ISLNK, S_ISREG
 
-from dulwich.errors import NotGitRepository
+from dulwich.errors import NotGitRepository, NotTreeError
 from dulwich.object_store import iter_tree_contents
-from dulwich.objects import Blob, Commit, ShaFile, Tag, Tree
+from dulwich.objects import Blob, Commit, ObjectID, ShaFile, SubmoduleEncountered, Tag, Tree
 from dulwich.objectspec import parse_commit, parse_object
-from dulwich.repo import Repo
+from dulwich.repo import Repo, UnsupportedExtension, UnsupportedVersion
 
 from backends.git.errors import GitError, RefNotFound, RepositoryNotFound
 
@@ -32,7 +33,7 @@ def read_revision(path: Path, revision: str, endings: tuple[str, ...]) -> Revisi
     """Read a folder, or one file, as it was; nothing if it was not there yet.
 
     ``revision`` is a branch, tag or commit, also with ``~N`` and ``^N``. Below a folder only files
-    are read whose names end so.
+    are read whose names end so. A link counts as the file of the same revision that it names.
 
     Raises:
         RepositoryNotFound: the path lies in no Git repository.
@@ -43,6 +44,11 @@ def read_revision(path: Path, revision: str, endings: tuple[str, ...]) -> Revisi
         repository = Repo.discover(path.resolve() if path.is_dir() else path.resolve().parent)
     except (NotGitRepository, OSError) as error:
         raise RepositoryNotFound(f"{path} lies in no Git repository; leave out --base") from error
+    except (UnsupportedExtension, UnsupportedVersion) as error:
+        raise GitError(
+            f"the repository of {path} is in a format that is not read here: {error}; "
+            "ask in a plain clone of it (git clone --no-local REPOSITORY COPY)"
+        ) from error
     with repository:
         commit = _commit(repository, path, revision)
         inside = path.resolve().relative_to(Path(repository.path).resolve())
@@ -79,9 +85,9 @@ def _files(
     repository: Repo, commit: Commit, path: Path, inside: str, endings: tuple[str, ...]
 ) -> Iterator[tuple[str, bytes]]:
     root = commit.tree
+    tree = repository[root]
+    assert isinstance(tree, Tree)  # noqa: S101 - a commit's tree is one
     if inside != ".":
-        tree = repository[root]
-        assert isinstance(tree, Tree)  # noqa: S101 - a commit's tree is one
         try:
             mode, root = tree.lookup_path(repository.object_store.__getitem__, inside.encode())
         except KeyError:
@@ -93,9 +99,19 @@ def _files(
             return
     for entry in iter_tree_contents(repository.object_store, root):
         name = (entry.path or b"").decode(errors="replace")
-        if entry.mode is None or entry.sha is None or not S_ISREG(entry.mode):
+        mode, sha = entry.mode, entry.sha
+        if mode is None or sha is None or not name.endswith(endings):
             continue
-        if name.endswith(endings):
-            blob = repository[entry.sha]
-            if isinstance(blob, Blob):
-                yield name, blob.data
+        if S_ISLNK(mode):
+            target = normpath(join(inside, dirname(name), _data(repository, sha).decode()))
+            try:
+                mode, sha = tree.lookup_path(repository.object_store.__getitem__, target.encode())
+            except (KeyError, SubmoduleEncountered, NotTreeError):
+                continue  # it leads out of the repository, or nowhere
+        if S_ISREG(mode):
+            yield name, _data(repository, sha)
+
+
+def _data(repository: Repo, sha: ObjectID) -> bytes:
+    found = repository[sha]
+    return found.data if isinstance(found, Blob) else b""

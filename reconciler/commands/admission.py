@@ -4,6 +4,7 @@
 A dry run needs the right to create Pods and changes nothing. Templates that are alike are sent
 once. Where the server does not answer for a Pod (no right, no such namespace, a webhook that takes
 no dry runs), our own rules are used and the reason is told; a Pod that it refuses is an error.
+The trap: 403 is said of a missing right, and by admission of a Pod that breaks a rule.
 """
 
 import json
@@ -22,9 +23,16 @@ if TYPE_CHECKING:
     from backends.kube.errors import ApiError
 
 _AT_ONCE: Final = 8
-_REFUSED: Final = frozenset({400, 422})
-# What a webhook that has side effects is answered with; says nothing about the Pod.
-_NO_DRY_RUN: Final = "does not support dry run"
+_REFUSED: Final = frozenset({400, 403, 422})
+# What says nothing about the Pod: a webhook with side effects, RBAC, what a namespace has just now.
+_NO_VERDICT: Final = (
+    "does not support dry run",
+    "cannot create resource",
+    "cannot patch resource",
+    "exceeded quota",
+    "error looking up service account",
+    "is being terminated",
+)
 _FIELD_MANAGER: Final = "podsnap-plan"
 
 
@@ -88,10 +96,17 @@ class DryRun:
                 workload.pod.metadata, labels=added.labels, annotations=added.annotations
             )
             return replace(workload, pod=Pod(metadata, answer.spec))
-        if answer.code in _REFUSED and _NO_DRY_RUN not in str(answer):
-            self.errors.append(f"{workload.place or workload}: the API server refuses it: {answer}")
+        # What has no place only stands, or is of an older tree: nobody could mend it there.
+        if workload.place and is_verdict(answer):
+            self.errors.append(f"{workload.place}: the API server refuses it: {answer}")
         self._instead[_because(answer)].add(workload.key)
         return replace(workload, pod=admitted_pod(workload.pod))
+
+
+def is_verdict(error: "ApiError") -> bool:
+    """Whether the API server refuses the Pod itself, and not the question."""
+    text = str(error)
+    return error.code in _REFUSED and not any(words in text for words in _NO_VERDICT)
 
 
 def _alike(pod: Pod) -> str:

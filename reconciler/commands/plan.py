@@ -6,7 +6,8 @@ file that kubectl wrote. The trap is a wrong command line: click ends with 2 the
 that something changes, so this command ends with 1.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,7 +45,7 @@ class _Plan(click.Command):
 
 
 @click.command(cls=_Plan, epilog=epilog(PlanExit))
-@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.argument("path", type=click.Path(exists=True, allow_dash=True, path_type=Path))
 @click.option("--base", metavar="REV", default="", help="Compare with PATH at a Git revision.")
 @click.option(
     "--offline",
@@ -79,7 +80,7 @@ def plan(
     kubeconfig: Path | None,
     output: str,
 ) -> None:
-    """Say what applying the manifests below PATH would change, before they are applied.
+    """Say what applying the manifests below PATH (- for standard input) would change.
 
     For each workload: the policy that governs it, the snapshot that its next Pod is restored from,
     or the field because of which it starts cold; then the snapshots that become obsolete, and what
@@ -120,7 +121,7 @@ def _offline(file: Path, path: Path, base: str, namespace: str) -> "Told":
     from reconciler.commands.admission import OwnRules
 
     tree, older, compared_with = _trees(path, base, namespace)
-    there = _read_file(file)
+    there = _read_file(file, tree.namespaces() | (older.namespaces() if older else set()))
     compared_with = compared_with or f"what stood in the cluster when {file} was written"
     return _told(path, tree, older, there, compared_with, OwnRules("no API server is asked"))
 
@@ -128,9 +129,16 @@ def _offline(file: Path, path: Path, base: str, namespace: str) -> "Told":
 def _trees(path: Path, base: str, namespace: str) -> "tuple[Manifests, Manifests | None, str]":
     """Read the tree and the one to compare with, if any, and say which that is."""
     tree = _read(path, namespace)
-    _refuse([str(finding) for finding in tree.errors], f"see podsnap lint {path}")
+    whole = not any(finding.rule == "not-rendered" for finding in tree.errors)
+    _refuse(
+        [str(f).replace("podsnap lint -", "podsnap plan -") for f in tree.errors],
+        f"see podsnap lint {path}" if whole else "render it, and plan the result",
+    )
     if not base:
         return tree, None, ""
+    if path == Path("-"):
+        text = "standard input is at no revision; leave out --base, or write the manifests to files"
+        raise CommandError(ExitCode.ERROR, text)
     from backends.git.errors import GitError
     from backends.git.revision import read_revision
 
@@ -146,8 +154,17 @@ def _trees(path: Path, base: str, namespace: str) -> "tuple[Manifests, Manifests
             file.write_bytes(content)
         older = _read(Path(copy), namespace)
     name = base if revision.commit.startswith(base) else f"{base} ({revision.commit[:12]})"
-    errors = [str(finding).removeprefix(f"{copy}/") for finding in older.errors]
-    _refuse([f"at {name}: {error}" for error in errors], "compare with another revision")
+    # What is wrong there may be what the tree mends.
+    notes = [
+        replace(
+            finding,
+            file=f"at {name}: {finding.file.removeprefix(f'{copy}/')}",
+            message="not compared: " + finding.message.replace(f"{copy}/", ""),
+        )
+        for finding in older.errors
+    ]
+    workloads = {key: replace(found, place="") for key, found in older.workloads.items()}
+    older = replace(older, workloads=workloads, notes=notes)
     return tree, older, f"revision {name}"
 
 
@@ -189,8 +206,11 @@ def _told(
     before, after, around = sides(tree, older, there, datetime.now(UTC), admission.complete)
     _refuse(admission.errors, "mend the templates")
     made = make_plan(before, after, around)
-    unknown = sorted({*there.unknown, *(f"{note.file}: {note.message}" for note in tree.notes)})
-    return Told(str(path), compared_with, admission.told(), unknown, made)
+    notes = [*tree.notes, *(older.notes if older else ())]
+    unknown = {*there.unknown, *(f"{note.file}: {note.message}" for note in notes)}
+    if before.storage != after.storage:
+        unknown.add("workloads of other namespaces whose policies use the changed storage configs")
+    return Told(str(path), compared_with, admission.told(), sorted(unknown), made)
 
 
 def _read_cluster(cluster: Cluster, namespaces: Sequence[str]) -> "Standing":
@@ -238,8 +258,8 @@ def _read_cluster(cluster: Cluster, namespaces: Sequence[str]) -> "Standing":
     return standing(found, unknown=cluster.unknown, knows_workloads=knows_workloads)
 
 
-def _read_file(file: Path) -> "Standing":
-    """Read what kubectl printed.
+def _read_file(file: Path, namespaces: Collection[str]) -> "Standing":
+    """Read what kubectl printed of the namespaces, and of what has none.
 
     Raises:
         CommandError: it is no list of objects.
@@ -251,14 +271,22 @@ def _read_file(file: Path) -> "Standing":
     try:
         items = orjson.loads(file.read_bytes())["items"]
         found: dict[str, list[Mapping[str, Any]]] = {}
+        makers = set()
         for item in items:
-            found.setdefault(item["kind"], []).append(item)
-        nothing = not found.get("PodSnapshot") and not found.get("PodSnapshotPolicy")
-        return standing(
-            found,
-            unknown=[f"{file} has neither snapshots nor policies"] if nothing else [],
-            knows_workloads=any(kind in found for kind in WORKLOAD_KINDS),
-        )
+            kept = found.setdefault(item["kind"], [])
+            metadata = item["metadata"]
+            if item["kind"] == "Lease" or metadata.get("namespace", "") in {"", *namespaces}:
+                kept.append(item)
+                owners = metadata.get("ownerReferences") or ()
+                makers |= {o["kind"] for o in owners if o.get("controller")}
+        unknown = [
+            f"{kind}s, though {file} has what they made"
+            for kind in sorted(makers.intersection(WORKLOAD_KINDS) - found.keys())
+        ]
+        knows_workloads = not unknown and any(kind in found for kind in WORKLOAD_KINDS)
+        if not {"PodSnapshot", "PodSnapshotPolicy"} & found.keys():
+            unknown.append(f"{file} has neither snapshots nor policies")
+        return standing(found, unknown=unknown, knows_workloads=knows_workloads)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CommandError(
             ExitCode.ERROR,

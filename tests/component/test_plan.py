@@ -334,6 +334,18 @@ def test_a_revision_is_compared_with_whatever_stands(planned: Planned) -> None:
     assert "no revision 'nowhere'" in gone.stderr
 
 
+def test_a_base_that_the_api_server_refuses_does_not_hold_up_what_mends_it(
+    planned: Planned,
+) -> None:
+    """Our own rules judge it, which is told."""
+    planned.write(deployment(""))
+    planned.git("commit", "--quiet", "--all", "--message=broken")
+    planned.write(deployment())
+    told = planned.told("--base", "HEAD", code=PlanExit.CHANGES)
+    assert told["workloads"][0]["change"] == "IsRestored"
+    assert any("by podsnap's own rules" in text for text in told["completed"])
+
+
 # -- errors
 
 

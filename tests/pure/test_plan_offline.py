@@ -114,18 +114,104 @@ def test_what_is_new_in_the_work_tree_is_a_change(repository: Path, empty: str) 
     assert json.loads(done.stdout)["workloads"][0]["change"] == "Added"
 
 
-def test_both_trees_are_read_by_the_same_rules(repository: Path, empty: str) -> None:
-    """A kustomization's patches are no objects in either, and what is not rendered is told."""
+def test_what_is_not_rendered_is_not_planned_but_its_rendering_is(
+    repository: Path, empty: str
+) -> None:
+    """Neither a folder whose result nobody knows, nor standard input at a revision."""
     deploy = repository / "deploy"
     patch = {**deployment("web"), "spec": {"replicas": 3}}
     (deploy / "patch.yaml").write_text(yaml.safe_dump(patch), encoding="utf-8")
     kustomization = {"kind": "Kustomization", "patches": [{"path": "patch.yaml"}]}
     (deploy / "kustomization.yaml").write_text(yaml.safe_dump(kustomization), encoding="utf-8")
+    done = ask(deploy, empty)
+    assert (done.exit_code, done.stdout) == (PlanExit.ERROR, "")
+    assert "| podsnap plan -" in done.stderr
+    rendered = yaml.safe_dump_all([deployment(), policy()])
+    words = ["plan", "-", "--offline", empty, "-o", "json"]
+    done = CliRunner().invoke(main, words, input=rendered)
+    assert done.exit_code == PlanExit.CHANGES  # a policy is added
+    assert json.loads(done.stdout)["workloads"][0]["place"] == "<stdin>:1:1"
+    done = CliRunner().invoke(main, [*words, "--base", "main"], input=rendered)
+    assert (done.exit_code, "--base" in done.stderr) == (PlanExit.ERROR, True)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["kind: Deployment\n x: [", yaml.safe_dump({**policy(), "spec": {}})],
+    ids=["no YAML", "no policy"],
+)
+def test_a_base_that_is_broken_does_not_hold_up_what_mends_it(
+    repository: Path, empty: str, broken: str
+) -> None:
+    """What could not be read is told, by its name in the repository, and compared with nothing."""
+    file = repository / "deploy" / "web.yaml"
+    right = file.read_text(encoding="utf-8")
+    file.write_text(broken, encoding="utf-8")
+    git(repository, "commit", "--quiet", "--all", "--message=broken")
+    file.write_text(right, encoding="utf-8")
+    done = ask(repository / "deploy", empty, "--base", "HEAD", "-o", "json")
+    assert done.exit_code == PlanExit.CHANGES, done.output
+    told = json.loads(done.stdout)
+    assert told["workloads"][0]["change"] == "Unknown"
+    assert told["summary"].endswith("1 workload not compared")
+    assert "): web.yaml: not compared: " in "\n".join(told["unknown"])
+    assert "podsnap-plan-" not in done.stdout
+
+
+def test_a_link_is_the_file_that_it_names_on_both_sides(repository: Path, empty: str) -> None:
+    """One that leads nowhere is none."""
+    (repository / "shared.yaml").write_text(yaml.safe_dump(deployment("other")), encoding="utf-8")
+    (repository / "deploy" / "other.yaml").symlink_to("../shared.yaml")
+    (repository / "deploy" / "gone.yaml").symlink_to("../gone.yaml")
     git(repository, "add", "--all")
-    git(repository, "commit", "--quiet", "--message=second")
-    done = ask(deploy, empty, "--base", "HEAD")
+    git(repository, "commit", "--quiet", "--message=links")
+    done = ask(repository / "deploy", empty, "--base", "HEAD", "-o", "json")
     assert done.exit_code == PlanExit.NO_CHANGES, done.output
-    assert "a kustomization is not rendered here" in done.stdout
+    assert [w["before"] is None for w in json.loads(done.stdout)["workloads"]] == [False, False]
+
+
+def test_what_only_the_base_has_is_told_without_a_place(repository: Path, empty: str) -> None:
+    """It was read from a copy, which is gone."""
+    (repository / "deploy" / "web.yaml").write_text(yaml.safe_dump(policy()), encoding="utf-8")
+    done = ask(repository / "deploy", empty, "--base", "HEAD", "-o", "json")
+    (gone,) = json.loads(done.stdout)["workloads"]
+    assert (gone["change"], gone["place"]) == ("Removed", "")
+
+
+def test_a_repository_in_an_unknown_format_is_told_with_what_to_do(
+    repository: Path, empty: str
+) -> None:
+    """Git may store references in ways that are not read here."""
+    git(repository, "config", "core.repositoryFormatVersion", "1")
+    git(repository, "config", "extensions.unheardOf", "true")
+    done = ask(repository / "deploy", empty, "--base", "HEAD")
+    assert done.exit_code == PlanExit.ERROR
+    assert "git clone" in done.stderr
+
+
+def test_a_file_with_pods_and_not_what_made_them_knows_no_workloads(
+    repository: Path, tmp_path: Path
+) -> None:
+    """Else each of the tree would count as new; what is of other namespaces is passed over."""
+    owner = {"kind": "ReplicaSet", "name": "web-1", "uid": "1", "controller": True}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "web-1-a", "namespace": "default", "ownerReferences": [owner]},
+        "spec": deployment()["spec"]["template"]["spec"],
+    }
+    far = json.loads(json.dumps(pod).replace("default", "far").replace("ReplicaSet", "Job"))
+    file = tmp_path / "snapshots.json"
+    file.write_text(json.dumps({"items": [pod, far]}), encoding="utf-8")
+    done = ask(repository / "deploy", str(file), "-o", "json")
+    told = json.loads(done.stdout)
+    assert [w["change"] for w in told["workloads"]] == ["Unknown"]
+    assert [text.partition(",")[0] for text in told["unknown"] if "though" in text] == [
+        "ReplicaSets"
+    ]
+    assert ask(repository / "deploy", str(file), "-o", "markdown").stdout.startswith(
+        "**podsnap plan** ⚠️ 1 policy changes, 1 workload not compared"
+    )
 
 
 def test_what_a_shallow_clone_lacks_is_told(repository: Path, tmp_path: Path, empty: str) -> None:
@@ -147,8 +233,26 @@ def test_what_is_not_in_the_file_is_told_and_not_guessed(repository: Path, empty
 
 @pytest.mark.parametrize(
     "changes",
-    [{"volumeClaimTemplates": "data"}, {"template": {"spec": {}}}, {"template": None}],
-    ids=["claims", "no container", "no template"],
+    [
+        {"volumeClaimTemplates": "data"},
+        {"template": {"spec": {}}},
+        {"template": None},
+        {
+            "template": {
+                "spec": {
+                    "containers": [
+                        {
+                            "name": "main",
+                            "envFrom": [
+                                {"configMapRef": {"name": "a"}, "secretRef": {"name": "b"}}
+                            ],
+                        }
+                    ]
+                }
+            }
+        },
+    ],
+    ids=["claims", "no container", "no template", "a source of two kinds"],
 )
 def test_a_workload_of_no_known_shape_is_an_error_with_its_place(
     tmp_path: Path, empty: str, changes: dict[str, Any]

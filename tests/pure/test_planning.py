@@ -11,20 +11,29 @@ from typing import Any
 import pytest
 from api_objects import NODE, capture_of, pod, policy, snapshot
 
+from backends.kube.errors import from_status
 from policies.distill import distill
 from policies.expected_pod import admitted_pod, manifest_of
 from policies.explanation import PodFacts, explain_pod
-from policies.obsolescence import NodeClass
+from policies.obsolescence import NodeClass, standing_of
+from policies.planned_snapshots import Wanted
 from policies.planned_starts import Forecast, Outcome, Side, Workload
 from policies.planning import POLICY_FIELDS, Change, Plan, WorkloadPlan, plan
 from policies.verdict import Reason
+from reconciler.commands.admission import is_verdict
 from reconciler.commands.output import lines, plain
 from reconciler.manifest_files import ManifestFile
 from reconciler.plan_presentation import Told, blocks, document, markdown, summary
 from reconciler.planned_manifests import read_manifests
 from reconciler.planned_sides import Standing, sides, standing
 from schemas.conditions import Condition
-from schemas.names import API_VERSION, NODE_FACTS_ANNOTATION, PS_NAME_ANNOTATION, READY
+from schemas.names import (
+    API_VERSION,
+    NODE_FACTS_ANNOTATION,
+    OBSOLETE_TTL_ANNOTATION,
+    PS_NAME_ANNOTATION,
+    READY,
+)
 from schemas.node_facts import NodeFacts
 from schemas.policy import Policy
 from schemas.snapshot import ControlRecord, Snapshot, StoryEntry
@@ -32,6 +41,7 @@ from schemas.snapshot import ControlRecord, Snapshot, StoryEntry
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 NAME = "11111111-1111-5111-8111-111111111111"
 NODES = (NodeClass(NODE, ("node-1",)),)
+OBSOLETE_TTL = {OBSOLETE_TTL_ANNOTATION: "2h"}
 DIGEST = "registry.example/web@sha256:" + "0" * 64
 GROUPS = {"": "v1", "apps": "apps/v1", "batch": "batch/v1"}
 
@@ -94,11 +104,12 @@ def cluster(
 ) -> Standing:
     """Return a cluster with one kind of node, and the workloads of ``standing``."""
     standing = more.pop("standing", ())
+    found = read_manifests(files(*standing), "shop").workloads
     return Standing(
         policies=policies,
         snapshots=snapshots,
         runtime_classes={"gvisor": True, "runc": False},
-        workloads=read_manifests(files(*standing), "shop").workloads,
+        workloads={key: replace(one, place="") for key, one in found.items()},
         **{"classes": NODES, **more},
     )
 
@@ -351,6 +362,77 @@ def test_a_tree_that_stands_already_changes_nothing() -> None:
     assert summary(made) == "nothing changes: 1 workload governed, 1 restored"
 
 
+def test_what_only_strict_policies_and_matching_see_is_a_change() -> None:
+    """The distilled spec leaves out the environment, and which init container is a sidecar."""
+    strict = {"podsnap.dev/strict-identity": "env"}
+    of = Policy.parse(
+        {**rule(), "metadata": {"name": "web", "namespace": "shop", "annotations": strict}}
+    )
+    old = {"container": {"env": [{"name": "A", "value": "1"}]}}
+    saved = pod(containers=template(**old)["spec"]["containers"])
+    capture = replace(capture_of(saved), identity=distill(saved, of))
+    there = cluster(snapshot(capture=capture), policies=(of,), standing=[workload(**old)])
+    assert only(planned(there, workload(**old))).change is Change.NONE
+    new = workload(container={"env": [{"name": "A", "value": "2"}]})
+    assert only(planned(there, new)).change is Change.COLD
+    init = {"name": "init", "image": "init:1"}
+    saved = pod(initContainers=[init])
+    there = cluster(snapshot(capture=capture_of(saved)), standing=[workload(initContainers=[init])])
+    sidecar = workload(initContainers=[{**init, "restartPolicy": "Always"}])
+    assert only(planned(there, sidecar)).change is Change.COLD
+
+
+def test_a_finished_job_that_is_in_the_tree_wants_nothing_anew() -> None:
+    """The tree does not say that it is finished; what stands does."""
+    away = Condition(READY, "False", "Obsolete", "nobody wants it")
+    record = ControlRecord((), unwanted_since="2026-01-01T10:00:00.000000Z")
+    saved = replace(snapshot(), conditions={READY: away}, control=record)
+    job = workload("Job", "batch")
+    done = {**job, "status": {"conditions": [{"type": "Complete", "status": "True"}]}}
+    there = cluster(saved, standing=[done, workload(name="other", image="other:2")])
+    assert planned(there, job).snapshots == ()
+
+
+def test_comparing_with_few_templates_judges_as_with_all() -> None:
+    """Those whose images a snapshot does not have cannot want it."""
+    images = [f"registry.example/web:{number}" for number in range(4)]
+    templates = [
+        workload(name=f"web-{n}", image=image, container={"args": [str(n // 2)]})
+        for n, image in enumerate(images)
+    ]
+    there = cluster(standing=templates)
+    before, _, around = sides(read_manifests([], "shop"), None, there, NOW, list)
+    wanted = Wanted(before, around)
+    judged = []
+    for image, args in itertools.product([*images, "other:1"], ["0", "1"]):
+        saved = pod(containers=[{"name": "main", "image": image, "args": [args]}])
+        one = snapshot(capture=capture_of(saved))
+        every = standing_of(one, policy(), wanted.demand(policy()), NODES, NOW)
+        assert wanted.standing(one)[0] is bool(every.unwanted_since)
+        judged.append(bool(every.unwanted_since))
+    assert judged.count(False) == len(images)
+
+
+def test_jobs_of_one_generated_name_are_two() -> None:
+    """The API server gives each a name of its own."""
+    job = workload("Job", "batch")
+    job["metadata"] = {"generateName": "load-"}
+    other = json.loads(json.dumps(job).replace("web:1", "web:2"))
+    assert [w.name for w in planned(cluster(), job, other).workloads] == ["load-", "load-2"]
+
+
+def test_what_stands_is_judged_where_a_policy_of_the_tree_changes() -> None:
+    """Shown only if something becomes of it."""
+    standing = [workload(), workload(name="apart", labels={"app": "apart"})]
+    there = cluster(snapshot(), standing=standing)
+    assert planned(there, rule(triggerConfig={"type": "workload"})).workloads == ()
+    elsewhere = rule(selector={"matchLabels": {"app": "else"}})
+    assert (only(planned(there, elsewhere)).name, only(planned(there, elsewhere)).change) == (
+        "web",
+        Change.COLD,
+    )
+
+
 def test_another_image_costs_the_snapshot_and_the_first_replica() -> None:
     """The one follows from the other, and how to save anew is told."""
     made = planned(
@@ -515,6 +597,15 @@ def test_every_field_of_a_policy_is_compared() -> None:
     assert set(POLICY_FIELDS) == own
 
 
+def test_odd_runtime_classes_of_a_tree_stop_nothing() -> None:
+    """Their own validation is for the API server."""
+    odd = [
+        {"kind": "RuntimeClass", "apiVersion": "node.k8s.io/v1", "metadata": "x", "handler": []},
+        {"kind": "RuntimeClass", "apiVersion": "node.k8s.io/v1", "metadata": {"name": {}}},
+    ]
+    assert not planned(cluster(snapshot(), standing=[workload()]), workload(), *odd).has_changes
+
+
 # -- what stands
 
 
@@ -588,7 +679,45 @@ def test_what_retention_deletes_is_new_only_by_the_tree(
     assert made.has_changes == (standing != tree)
 
 
+def test_a_snapshot_that_comes_back_is_not_told_to_go_for_being_obsolete() -> None:
+    """By then it is not obsolete any more."""
+    away = Condition(READY, "False", "Obsolete", "nobody wants it")
+    story = (StoryEntry("Obsolete", "2026-01-01T11:00:00.000000Z"),)
+    record = ControlRecord(story, unwanted_since="2026-01-01T10:00:00.000000Z")
+    saved = replace(snapshot(), conditions={READY: away}, control=record)
+    limited = Policy.parse(
+        {**rule(), "metadata": {"name": "web", "namespace": "shop", "annotations": OBSOLETE_TTL}}
+    )
+    other = workload(image="registry.example/web:2")
+    there = cluster(saved, policies=(limited,), standing=[other])
+    assert len(planned(there, other).deletions) == 1
+    assert planned(there, workload()).deletions == ()
+
+
 # -- completed without an API server
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "is_about_pod"),
+    [
+        (403, 'User "a" cannot create resource "pods" in API group ""', False),
+        (403, "exceeded quota: all, requested: pods=1", False),
+        (403, 'error looking up service account shop/web: serviceaccount "web" not found', False),
+        (401, "Unauthorized", False),
+        (500, "failed calling webhook", False),
+        (400, "admission webhook does not support dry run", False),
+        (403, 'violates PodSecurity "restricted:latest": runAsNonRoot != true', True),
+        (403, 'admission webhook "x" denied the request: no tag', True),
+        (422, "spec.containers[0].image: Required value", True),
+    ],
+)
+def test_a_refusal_of_admission_is_told_from_one_of_the_question(
+    *, code: int, text: str, is_about_pod: bool
+) -> None:
+    """Both are 403, and only the first is a mistake of the template."""
+    assert is_verdict(from_status(code, {"message": f'pods "web" is forbidden: {text}'})) is (
+        is_about_pod
+    )
 
 
 def test_the_token_of_the_service_account_is_added_once_and_where_it_is_not_refused() -> None:
@@ -604,6 +733,19 @@ def test_the_token_of_the_service_account_is_added_once_and_where_it_is_not_refu
 
 
 # -- as it is read
+
+
+def test_a_comment_is_never_longer_than_a_pull_request_takes() -> None:
+    """What is left out is counted; what changes comes first."""
+    names = [f"web-{number}" for number in range(400)]
+    standing = [workload(name=n) for n in names]
+    tree = [workload(name=n, image="registry.example/web:2") for n in names]
+    made = planned(cluster(snapshot(), standing=standing), *tree)
+    text = "\n".join(markdown(Told("tree", "it", ["x" * 50_000], ["y" * 1000] * 99, made)))
+    assert len(text) < 65_536
+    assert text.count("more; see -o json") == 2
+    assert "| Deployment shop/web-0 |" in text
+    assert text.endswith("</details>")
 
 
 def test_markdown_shows_what_others_wrote_as_it_is() -> None:
