@@ -6,7 +6,6 @@ are listed and left alone, because a repository may hold an application beside i
 spellings are read as v1 and told, each with its file and line.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -26,7 +25,6 @@ KINDS_IN_ORDER: Final = (
 )
 
 
-_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 # Who applies a hundred files with a thousand mistakes reads the first ones.
 _FINDINGS_TOLD: Final = 20
 # Each stands in status.inventory, and an object of the API has 1.5 MiB at most.
@@ -180,13 +178,13 @@ def _not_from_git(document: Document, namespace: str) -> Iterator[Finding]:
         )
         return
     metadata = document.tree.get("metadata") or {}
-    name, wanted = str(metadata.get("name")), metadata.get("namespace")
-    if not _NAME.fullmatch(name):
+    wanted = metadata.get("namespace")
+    if not metadata.get("name"):
         yield document.finding(
-            ("metadata", "name"),
-            "wrong-name",
-            f"{name!r} is no name of an object",
-            "use a-z, 0-9, - and .",
+            ("metadata", "generateName"),
+            "missing-field",
+            "metadata.name is missing, and generateName would make another object at each apply",
+            "give a name",
         )
     elif is_namespaced(document) and wanted not in {None, namespace}:
         # The controller may write everywhere; whoever may create a GitSource may not.

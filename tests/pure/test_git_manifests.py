@@ -85,6 +85,11 @@ REFUSED = {
     "one object twice": (policy("a") + "---\n" + policy("a"), "stands in f.yaml:1:1 already"),
     "another namespace": (policy("a", namespace="x"), "brings nothing into namespace x"),
     "a name that leads elsewhere": (policy("../x"), "is no name of an object"),
+    "no name of its own": (
+        f"apiVersion: {V1}\nkind: PodSnapshotManualTrigger\nmetadata: {{generateName: a-}}\n"
+        "spec: {targetPod: web-0}\n",
+        "f.yaml:3:12: metadata.name is missing, and generateName would make another object",
+    ),
     "a source of sources": (
         "apiVersion: podsnap.dev/v1alpha1\nkind: GitSource\nmetadata: {name: x}\n"
         "spec: {url: 'file:///x'}\n",
