@@ -34,13 +34,13 @@ from opentelemetry.sdk.metrics.export import (
     ScopeMetrics,
     Sum,
 )
-from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from prometheus_client import CollectorRegistry
 from prometheus_client import Metric as Family
 from prometheus_client.samples import Sample
 
 from backends.clock import Clock
+from backends.otlp_resource import own_resource
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class MetricsExport:
         self._clock = clock
         self._interval_s = interval_s
         self._begun_ns = self._now_ns()
-        self._resource = _resource(service)
+        self._resource = own_resource(service)
         self._is_away = False
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
@@ -185,10 +185,3 @@ def _series(family: Family) -> Iterator[tuple[Labels, list[Sample]]]:
         labels = tuple((k, v) for k, v in sample.labels.items() if k != "le")
         found.setdefault(labels, []).append(sample)
     yield from found.items()
-
-
-def _resource(service: str) -> Resource:
-    told = Resource.create({})  # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES
-    if str(told.attributes.get("service.name", "")).startswith("unknown_service"):
-        return told.merge(Resource({"service.name": service}))
-    return told

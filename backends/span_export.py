@@ -23,6 +23,7 @@ from opentelemetry.trace import Link, SpanContext, Status, StatusCode, TraceFlag
 from prometheus_client import Counter
 
 from backends.clock import Clock
+from backends.otlp_resource import named_resource, own_resource
 from schemas.span import Span
 
 log = logging.getLogger(__name__)
@@ -95,11 +96,8 @@ class SpanExport:
         with self._guard:
             found = self._resources.get(service)
             if found is None:
-                found = Resource.create({})  # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES
-                if service != self._own_service or str(
-                    found.attributes.get("service.name", "")
-                ).startswith("unknown_service"):
-                    found = found.merge(Resource({"service.name": service}))
+                is_own = service == self._own_service
+                found = own_resource(service) if is_own else named_resource(service)
                 self._resources[service] = found
             return found
 

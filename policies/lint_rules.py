@@ -23,6 +23,7 @@ from schemas.names import GVISOR_HANDLERS, KEEP_LAST_ANNOTATION
 from schemas.policy import Policy, TriggerType
 from schemas.policy_options import Strictness
 from schemas.quantities import parse_bytes
+from schemas.sentences import some_of
 
 _SPEC: Final = ("spec",)
 # The name that everybody gives it; a RuntimeClass in the tree is asked first.
@@ -88,7 +89,7 @@ def overlapping_policies(tree: ManifestTree) -> Iterator[Finding]:
             message = (
                 f"policy {other.policy.metadata.name} selects what policy "
                 f"{first.policy.metadata.name} ({first.document.place()}) selects too: "
-                f"{_listed(templates)}"
+                f"{some_of(templates, _NAMES)}"
             )
             hint = "the oldest governs and the other does nothing there; tell their Pods apart"
             path = ("spec", "selector")
@@ -117,7 +118,9 @@ def selectors(tree: ManifestTree) -> Iterator[Finding]:
                 f"its selector selects none of the {len(there)} Pod templates of namespace "
                 f"{namespace}"
             )
-            known = f"labels there are {_listed(sorted(near))}" if near else "mend its labels"
+            known = (
+                f"labels there are {some_of(sorted(near), _NAMES)}" if near else "mend its labels"
+            )
             hint = f"{known}; the labels of the Pod template count, not those of its workload"
             yield found.document.finding(path, "selects-nothing", message, hint, Severity.WARNING)
 
@@ -330,8 +333,3 @@ def _mounts(made: TemplateFile) -> Iterator[tuple[Path, Mapping[str, Any], str]]
 
 def _items(tree: Mapping[str, Any], name: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     return enumerate(tree.get(name) or ())
-
-
-def _listed(names: list[str]) -> str:
-    more = len(names) - _NAMES
-    return ", ".join(names[:_NAMES]) + (f" and {more} more" if more > 0 else "")

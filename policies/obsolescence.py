@@ -25,6 +25,7 @@ from schemas.metadata import Metadata
 from schemas.node_facts import NodeFacts
 from schemas.pod import Pod
 from schemas.policy import Policy
+from schemas.sentences import some_of
 from schemas.snapshot import CaptureRecord, Compatibility, Snapshot, SpecIdentity
 
 # A roll-out that is taken back, or Pods between two nodes, should change no state: a Deployment
@@ -194,8 +195,8 @@ def standing_of(
         else:
             reasons.append(
                 f"no Pod or template that policy {policy.metadata.name} selects has had its spec "
-                f"since {unwanted_since[:19]}Z: they differ in {_listed(differs)}; it comes back "
-                "with one that has it, or that names it in annotation ps-name"
+                f"since {unwanted_since[:19]}Z: they differ in {some_of(differs, _SHOWN)}; "
+                "it comes back with one that has it, or that names it in annotation ps-name"
             )
 
     unrunnable_since = ""
@@ -234,8 +235,8 @@ def _unrunnable(capture: CaptureRecord, classes: Sequence[NodeClass]) -> str:
     found = [(incompatibilities(capture.compatibility, c.compatibility), c.nodes) for c in classes]
     differences, nodes = min(found, key=lambda one: (len(one[0]), one))
     if differences:
-        return f"{text}; of the most similar node, {nodes[0]}: {_listed(differences)}"
-    return f"{text}; the last that could, {_listed(nodes)}, gave no sign of life since"
+        return f"{text}; of the most similar node, {nodes[0]}: {some_of(differences, _SHOWN)}"
+    return f"{text}; the last that could, {some_of(nodes, _SHOWN)}, gave no sign of life since"
 
 
 def _as_named_by(
@@ -282,8 +283,3 @@ def _since(recorded: str, now: datetime) -> str:
 def _left_s(since: str, grace: timedelta, now: datetime) -> float:
     at = parse_time(since) or now
     return (at + grace - now).total_seconds()
-
-
-def _listed(found: Sequence[str]) -> str:
-    more = len(found) - _SHOWN
-    return ", ".join(found[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

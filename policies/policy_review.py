@@ -18,6 +18,7 @@ from schemas.metadata import Metadata
 from schemas.names import READY, SAVE_SELECTOR_ANNOTATION
 from schemas.pod import Pod
 from schemas.policy import Policy, TriggerType
+from schemas.sentences import some_of
 from schemas.snapshot import Compatibility, Snapshot
 from schemas.storage_config import StorageConfig
 
@@ -177,12 +178,9 @@ def _exhausted(facts: PolicyFacts) -> Iterable[str]:
 
 
 def _pods(names: Sequence[str]) -> str:
-    shown = sorted(names)[:_NAMES]
-    more = len(names) - len(shown)
     if len(names) == 1:
-        return f"Pod {shown[0]} is"
-    text = ", ".join(shown) + (f" and {more} more" if more else "")
-    return f"Pods {text} are"
+        return f"Pod {names[0]} is"
+    return f"Pods {some_of(sorted(names), _NAMES)} are"
 
 
 _NOTES: tuple[Callable[[PolicyFacts], Iterable[str]], ...] = (

@@ -39,6 +39,7 @@ from reconciler.git_status import Failure, Status, applied, failed, render, susp
 from schemas.git_source import GitSource, InventoryEntry
 from schemas.instants import to_micro_time, to_time
 from schemas.names import CONTROLLER_MANAGER, GIT_SOURCE_FINALIZER, OWN_API_VERSION, READY
+from schemas.sentences import some_of
 
 log = logging.getLogger(__name__)
 
@@ -264,8 +265,8 @@ class GitSourceController:
             if memory.is_applied or look.is_as_applied(memory.revision):
                 drifted, shared = applier.correct(source, desired, memory.revision, memory.known)
                 if drifted:
-                    log.info("%s: set back to Git: %s", source.metadata, _names(drifted))
-                    told = f"set back to Git: {_names(drifted)}"
+                    told = f"set back to Git: {some_of(drifted, _NAMES_TOLD)}"
+                    log.info("%s: %s", source.metadata, told)
                     self._emit(source, "Normal", "DriftCorrected", told)
             else:
                 shared = applier.shared(source, desired)
@@ -311,7 +312,7 @@ class GitSourceController:
         pruned = applier.prune(source, left) if source.prune else Pruned()
         kept = pruned.failed if source.prune else left
         if pruned.deleted:
-            told = f"left the repository: {_names(pruned.deleted)}"
+            told = f"left the repository: {some_of(pruned.deleted, _NAMES_TOLD)}"
             self._emit(source, "Normal", "Pruned", told)
         look.source = replace(source, inventory=(*entries, *kept))
         _raise_failed(pruned)
@@ -412,8 +413,3 @@ def _raise_failed(pruned: Pruned) -> None:
 def _where(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     return f"{type(error).__name__} at " + ", ".join(f"{f.name}:{f.lineno}" for f in frames)
-
-
-def _names(entries: list[InventoryEntry]) -> str:
-    told = ", ".join(map(str, entries[:_NAMES_TOLD]))
-    return told + (f" and {len(entries) - _NAMES_TOLD} more" if len(entries) > _NAMES_TOLD else "")

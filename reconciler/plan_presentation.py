@@ -14,6 +14,7 @@ from policies.planned_starts import Outcome, Outlook, Start
 from policies.planning import Change, Plan, WorkloadPlan
 from reconciler.amounts import size, span
 from reconciler.commands.output import Block, Facts, Heading, Lines, Table, clean
+from schemas.sentences import some_of
 
 _CHANGES: Final = {
     Change.NONE: "",
@@ -259,8 +260,7 @@ def _why(start: Start) -> str:
     why = start.why
     if start.differences:  # each has a row of its own
         paths = [d.path for d in start.differences]
-        more = f" and {len(paths) - _PATHS} more" if len(paths) > _PATHS else ""
-        why = f"{start.cause}: {', '.join(paths[:_PATHS])}{more}"
+        why = f"{start.cause}: {some_of(paths, _PATHS)}"
     later = f"; PodSnapshot {short(start.awaited)} is being made, and will fit"
     return why + (later if start.awaited else "")
 
