@@ -18,9 +18,8 @@ from backends.kube.client import KubeClient
 from backends.kube.errors import ApiError
 from backends.kube.events import EventRecorder
 from backends.kube.lease import Heartbeat
-from backends.objects.factory import open_store
-from backends.objects.interface import ObjectStore
 from backends.work_queue import Workers, WorkQueue
+from nodeexec.bucket_stores import NodeStores
 from nodeexec.capture import Capturer
 from nodeexec.capture_status import CaptureStatus
 from nodeexec.cluster_view import ClusterView, Listeners
@@ -51,7 +50,6 @@ from schemas.node_facts import NodeFacts
 from schemas.pod import Pod
 from schemas.snapshot import Snapshot
 from schemas.span import Span
-from schemas.storage_config import Location
 from statemachine.restore import Outcome
 
 log = logging.getLogger(__name__)
@@ -99,6 +97,7 @@ class Agent:
             clock=clock,
             is_gone=self._is_gone,
         )
+        stores = NodeStores(settings.bucket_access)
         self._saves = NodeSaves(
             settings=settings,
             compatibility=compatibility,
@@ -108,7 +107,7 @@ class Agent:
             reports=self._reports,
             metrics=self.metrics,
             locks=locks,
-            open_store=self._open_store,
+            open_store=stores.open,
         )
         self._parting = PartingSaves(
             settings=settings,
@@ -131,7 +130,7 @@ class Agent:
             cache=cache,
             node=compatibility,
             workload_dirs=settings.workload_dir,
-            open_store=self._open_store,
+            open_store=stores.open,
             on_damage=self._damaged,
             progress=self._progress,
             contents=MountedContent(settings.kubelet_root, settings.bundles_dir),
@@ -375,9 +374,6 @@ class Agent:
         self._queue_unfinished()
 
     # -- small things
-
-    def _open_store(self, location: Location) -> ObjectStore:
-        return open_store(location.bucket, bucket_root=self._settings.bucket_root)
 
     def _memory_bytes(self, sandbox: str) -> int:
         try:

@@ -126,7 +126,7 @@ def sync_directory(directory: Path) -> None:
 class PartHasher:
     """Digests of one part while its bytes pass, in any block size."""
 
-    def __init__(self, name: str, *, on_chunk: Callable[[int, str], None] | None = None) -> None:
+    def __init__(self, name: str, *, on_chunk: Callable[[int, bytes], None] | None = None) -> None:
         """``on_chunk`` is called with index and BLAKE3 of each chunk as it completes."""
         self._name = name
         self._on_chunk = on_chunk
@@ -134,7 +134,8 @@ class PartHasher:
         self._chunk = blake3.blake3()
         self._in_chunk_bytes = 0
         self._length_bytes = 0
-        self._digests: list[str] = []
+        self._digests = bytearray()
+        self._count = 0
 
     def update(self, block: bytes) -> None:
         """Add bytes."""
@@ -154,19 +155,20 @@ class PartHasher:
         """Return the digests of everything added."""
         import base64
 
-        if self._in_chunk_bytes or not self._digests:
+        if self._in_chunk_bytes or not self._count:
             self._close_chunk()
         return Part(
             name=self._name,
             length_bytes=self._length_bytes,
             crc32c=base64.b64encode(self._crc.digest()).decode(),
-            blake3=tuple(self._digests),
+            digests=bytes(self._digests),
         )
 
     def _close_chunk(self) -> None:
-        digest = self._chunk.hexdigest()
-        self._digests.append(digest)
+        digest = self._chunk.digest()
+        self._digests += digest
         if self._on_chunk:
-            self._on_chunk(len(self._digests) - 1, digest)
+            self._on_chunk(self._count, digest)
+        self._count += 1
         self._chunk = blake3.blake3()
         self._in_chunk_bytes = 0

@@ -12,9 +12,10 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from backends.objects.interface import IntegrityError, ObjectStore, StoreError
-from nodeexec.image import METADATA_PART, PartHasher, sync_directory
-from schemas.manifest import CHUNK_BYTES, MANIFEST_NAME, Manifest, ManifestError, Part, digest
+from backends.objects.interface import ObjectStore, StoreError
+from nodeexec.image import METADATA_PART, sync_directory
+from nodeexec.part_download import DamagedError, download_part
+from schemas.manifest import MANIFEST_NAME, Manifest, ManifestError, digest
 from schemas.snapshot import Snapshot
 
 _VERIFIED = "verified.json"
@@ -22,10 +23,6 @@ _VERIFIED = "verified.json"
 
 class FetchError(Exception):
     """The image could not be brought here now; trying again may help."""
-
-
-class DamagedError(Exception):
-    """The bytes in the bucket are not those that were saved; the text names the part."""
 
 
 class NodeCache:
@@ -99,7 +96,9 @@ class NodeCache:
                         on_progress(done_bytes, manifest.size_bytes)
 
                 for part in manifest.parts:
-                    _fetch_part(snapshot, store, part, partial, came)
+                    download_part(
+                        store, manifest_folder(snapshot), part, partial / part.name, on_block=came
+                    )
                 _write_verified(partial)
                 shutil.rmtree(self._root / uid, ignore_errors=True)
                 partial.rename(self._root / uid)
@@ -126,6 +125,12 @@ class NodeCache:
     def _lock(self, uid: str) -> threading.Lock:
         with self._guard:
             return self._locks.setdefault(uid, threading.Lock())
+
+
+def manifest_folder(snapshot: Snapshot) -> str:
+    """Return the folder of a snapshot's objects, as its record has it."""
+    location = snapshot.capture.location if snapshot.capture else None
+    return location.path if location else ""
 
 
 def read_manifest(snapshot: Snapshot, store: ObjectStore) -> Manifest:
@@ -156,50 +161,6 @@ def read_manifest(snapshot: Snapshot, store: ObjectStore) -> Manifest:
             f"{MANIFEST_NAME} in {capture.location.url} is that of another PodSnapshot"
         )
     return manifest
-
-
-def _fetch_part(
-    snapshot: Snapshot,
-    store: ObjectStore,
-    part: Part,
-    directory: Path,
-    came: Callable[[bytes], None],
-) -> None:
-    location = snapshot.capture.location if snapshot.capture else None
-    prefix = location.path if location else ""
-    name = f"{prefix}/{part.name}"
-
-    def compare(index: int, found: str) -> None:
-        if index >= len(part.blake3) or found != part.blake3[index]:
-            first = index * CHUNK_BYTES
-            raise DamagedError(
-                f"part {part.name}, chunk {index} (from byte {first}) differs from the manifest"
-            )
-
-    hasher = PartHasher(part.name, on_chunk=compare)
-
-    def read(block: bytes) -> None:
-        hasher.update(block)
-        came(block)
-
-    info = store.stat(name, generation=part.generation)
-    if info is None:
-        raise DamagedError(f"part {part.name} is missing or was replaced")
-    if info.size_bytes != part.length_bytes:
-        raise DamagedError(
-            f"part {part.name} has {info.size_bytes} bytes, the manifest says {part.length_bytes}"
-        )
-    try:
-        store.download(name, directory / part.name, generation=part.generation, on_block=read)
-    except IntegrityError as error:
-        raise DamagedError(f"part {part.name}: {error}") from error
-    found = hasher.part()
-    if (found.length_bytes, found.crc32c, found.blake3) != (
-        part.length_bytes,
-        part.crc32c,
-        part.blake3,
-    ):
-        raise DamagedError(f"part {part.name} differs from the manifest")
 
 
 def _fingerprint(path: Path) -> list[int]:

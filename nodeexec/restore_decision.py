@@ -18,9 +18,11 @@ from typing import Any, Final
 
 from backends.clock import Clock
 from backends.objects.interface import ObjectStore, StoreError
+from nodeexec.bucket_stores import BucketUse
 from nodeexec.cluster_view import ClusterView
 from nodeexec.mounted_content import ContentError, MountedContent
-from nodeexec.node_cache import DamagedError, FetchError, NodeCache
+from nodeexec.node_cache import FetchError, NodeCache
+from nodeexec.part_download import DamagedError
 from nodeexec.restore_progress import RunningRestores
 from policies.matching import Candidate, Choice, awaited, choose
 from policies.verdict import Reason
@@ -30,7 +32,7 @@ from schemas.policy import Policy, TriggerType
 from schemas.policy_options import GATE_LIMIT_S
 from schemas.restore_times import RestoreTimes
 from schemas.snapshot import Compatibility, Snapshot
-from schemas.storage_config import Location
+from schemas.token_request import Role
 from statemachine.restore import Outcome
 from statemachine.trace import restore_traceparent
 
@@ -110,7 +112,7 @@ class RestoreDecider:
     cache: NodeCache
     node: Compatibility
     workload_dirs: Path
-    open_store: Callable[[Location], ObjectStore]
+    open_store: Callable[[BucketUse], ObjectStore]
     on_damage: Callable[[Snapshot, str], None]
     progress: RunningRestores
     contents: MountedContent
@@ -163,7 +165,7 @@ class RestoreDecider:
             return
         snapshot = self.fitting(pod, policy)
         if snapshot is not None and self.cache.lookup(snapshot.metadata.uid) is None:
-            self._fetch(snapshot)
+            self._fetch(snapshot, pod)
 
     def keep_only(self, snapshots: set[str]) -> None:
         """Forget the fetches of snapshots that are gone, by their UIDs."""
@@ -266,7 +268,7 @@ class RestoreDecider:
             left_s = max(ends_s - self.clock.monotonic_s(), 0)
             try:
                 with self.progress.fetching(pod, snapshot):
-                    image = self._fetch(snapshot).result(timeout=left_s)
+                    image = self._fetch(snapshot, pod).result(timeout=left_s)
             except DamagedError as error:
                 text = f"PodSnapshot {snapshot.metadata}: {error}"
                 return _despite(untold, Reason.BYTES_DAMAGED, text)
@@ -313,16 +315,16 @@ class RestoreDecider:
         identity = self.contents.identity(pod, policy)
         return Candidate(pod=pod, policy=policy, identity=identity, node=self.node)
 
-    def _fetch(self, snapshot: Snapshot) -> Future[Path]:
+    def _fetch(self, snapshot: Snapshot, pod: Pod) -> Future[Path]:
         uid = snapshot.metadata.uid
         running = self._running.get(uid)
         if running is None or running.done():
             self._running = {u: f for u, f in self._running.items() if not f.done()}
-            running = self._fetches.submit(self._fetch_now, snapshot)
+            running = self._fetches.submit(self._fetch_now, snapshot, pod)
             self._running[uid] = running
         return running
 
-    def _fetch_now(self, snapshot: Snapshot) -> Path:
+    def _fetch_now(self, snapshot: Snapshot, pod: Pod) -> Path:
         capture = snapshot.capture
         if capture is None or capture.location is None:
             raise FetchError("the snapshot records no place of its bytes")
@@ -335,7 +337,10 @@ class RestoreDecider:
             self.progress.fetched(uid, done_bytes, total_bytes)
 
         try:
-            image = self.cache.fetch(snapshot, self.open_store(capture.location), on_progress=came)
+            use = BucketUse(
+                capture.location, Role.RESTORE, snapshot, pod.metadata.name, pod.metadata.uid
+            )
+            image = self.cache.fetch(snapshot, self.open_store(use), on_progress=came)
         except DamagedError as error:
             self.on_damage(snapshot, str(error))
             raise

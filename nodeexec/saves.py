@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from backends.objects.interface import ObjectStore
+from nodeexec.bucket_stores import BucketUse
 from nodeexec.capture import MAX_ATTEMPTS, CaptureFailed, CaptureJob, Capturer, StoppedError
 from nodeexec.cluster_view import ClusterView
 from nodeexec.image_ids import ImageIds, ImageIdUnknownError
@@ -39,6 +40,7 @@ from schemas.pod import Pod
 from schemas.policy import Policy, TriggerType
 from schemas.snapshot import CaptureRecord, Compatibility, Failure, Snapshot
 from schemas.storage_config import Location
+from schemas.token_request import Role
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +86,7 @@ class NodeSaves:
     reports: PodReports
     metrics: AgentMetrics
     locks: SandboxLocks
-    open_store: Callable[[Location], ObjectStore]
+    open_store: Callable[[BucketUse], ObjectStore]
     # Saves that go on outside of the queue, by UID of the snapshot.
     _parting: set[str] = field(default_factory=set)
 
@@ -401,7 +403,10 @@ class NodeSaves:
         if record is None or record.location is None:
             return
         try:
-            stored = self.capturer.store(sealed, record, self.open_store(record.location))
+            use = BucketUse(
+                record.location, Role.CHECKPOINT, sealed, record.pod_name, record.pod_uid
+            )
+            stored = self.capturer.store(sealed, record, self.open_store(use))
         except CaptureFailed as failed:
             self._tell_failure(sealed, failed.failure, pod)
             return

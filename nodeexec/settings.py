@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
 
+from backends.objects.factory import DEFAULT_CONNECTIONS, BucketAccess
+
 
 class SettingsError(Exception):
     """The file is missing, no TOML, or lacks a key."""
@@ -19,7 +21,11 @@ class AgentSettings:
     """Paths and names of one node.
 
     ``machine_series`` may be the node's instance type (``n2-standard-4``); if it is empty, the
-    CPU's vendor, family and model take its place.
+    CPU's vendor, family and model take its place. ``bucket_root`` is for local clusters alone,
+    where buckets are directories below it. With ``bucket_tokens`` each use of a bucket is by a
+    token that the controller mints for the Pod, else by Application Default Credentials. The cache
+    of images may take ``cache_limit_bytes`` (0: no such limit) and ``cache_disk_share`` of its file
+    system.
     """
 
     node_name: str
@@ -33,8 +39,13 @@ class AgentSettings:
     ctr: Path
     containerd_address: Path
     containerd_state: Path
-    bucket_root: Path
     cluster_id: str
+    bucket_root: Path | None = None
+    bucket_endpoint: str = ""
+    bucket_connections: int = DEFAULT_CONNECTIONS
+    bucket_tokens: bool = False
+    cache_limit_bytes: int = 0
+    cache_disk_share: float = 0.5
     metrics_address: str = "127.0.0.1:8081"
     runtime_state_dir: Path = Path("/run/podsnap/runtime")
     machine_series: str = ""
@@ -56,7 +67,8 @@ class AgentSettings:
         unknown = sorted(raw.keys() - known.keys())
         if unknown:
             raise SettingsError(f"{path}: unknown key {unknown[0]}; known: {', '.join(known)}")
-        typed = {k: Path(v) if known[k].type is Path else v for k, v in raw.items()}
+        paths = {Path, Path | None}
+        typed = {k: Path(v) if known[k].type in paths else v for k, v in raw.items()}
         try:
             return cls(**typed)  # type: ignore[arg-type] # the keys were just compared
         except TypeError as error:
@@ -81,6 +93,11 @@ class AgentSettings:
     def attempts_dir(self) -> Path:
         """Where the runtime notes restored Pods that were not seen to do well yet."""
         return self.runtime_state_dir / "attempts"
+
+    @property
+    def bucket_access(self) -> BucketAccess:
+        """How buckets are reached."""
+        return BucketAccess(self.bucket_root, self.bucket_endpoint, self.bucket_connections)
 
     @property
     def cache_dir(self) -> Path:

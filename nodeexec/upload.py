@@ -73,8 +73,8 @@ def upload(
     for part in manifest.parts:
         if cancelled():
             raise UploadCancelledError
-        name = f"{location.path}/{part.name}"
-        info = _put_once(store, name, directory / part.name, marks, part.crc32c)
+        name = f"{location.path}/{part.object_name}"
+        info = _put_once(store, name, directory / part.object_name, marks, part.stored_crc32c)
         stored.append(replace(part, generation=info.generation))
     if cancelled():
         raise UploadCancelledError

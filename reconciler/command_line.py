@@ -62,15 +62,25 @@ def main() -> None:
     type=click.Path(path_type=Path),
     help="Buckets are directories below this one (a local cluster).",
 )
+@click.option(
+    "--bucket-endpoint",
+    default="",
+    help="Address of a server that speaks Cloud Storage's JSON API; default: Google's.",
+)
 @click.option("--cluster-id", default="local", show_default=True, help="Mark on stored objects.")
 @click.option("--metrics-address", default="127.0.0.1:8080", show_default=True)
 def controller(
-    kubeconfig: Path | None, bucket_root: Path | None, cluster_id: str, metrics_address: str
+    kubeconfig: Path | None,
+    bucket_root: Path | None,
+    bucket_endpoint: str,
+    cluster_id: str,
+    metrics_address: str,
 ) -> None:
     """Run the controller: policies, triggers, snapshots, storage, Git sources."""
     from backends.clock import SystemClock
     from backends.kube.client import KubeClient
     from backends.kube.transport import Transport
+    from backends.objects.factory import BucketAccess
     from backends.telemetry import (
         HttpEndpoint,
         api_request_counter,
@@ -89,7 +99,9 @@ def controller(
         else Transport.in_cluster(user_agent=agent_name)
     )
     settings = ManagerSettings(
-        cluster_id=cluster_id, bucket_root=bucket_root, identity=default_identity()
+        cluster_id=cluster_id,
+        buckets=BucketAccess(bucket_root, bucket_endpoint),
+        identity=default_identity(),
     )
     client, clock = KubeClient(transport), SystemClock()
     refused = refusal(traces_of_addon(client, clock))

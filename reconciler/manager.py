@@ -10,14 +10,13 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from backends.clock import Clock
 from backends.kube.client import KubeClient
 from backends.kube.events import EventRecorder
 from backends.kube.lease import LeaderElection
-from backends.objects.factory import open_store
+from backends.objects.factory import BucketAccess, open_store
 from backends.objects.interface import ObjectStore
 from policies.identity import manual_snapshot_name
 from policies.obsolescence import SILENT_S, Template
@@ -52,7 +51,7 @@ class ManagerSettings:
     """What a controller process is told."""
 
     cluster_id: str
-    bucket_root: Path | None
+    buckets: BucketAccess
     identity: str
     namespace: str = SYSTEM_NAMESPACE
 
@@ -67,7 +66,7 @@ class Manager:
         self.metrics.registry.register(ClusterGauges(self.cache, clock))
         self.lost_leadership = threading.Event()
         self._clock = clock
-        self._bucket_root = settings.bucket_root
+        self._buckets = settings.buckets
         self._demands = DemandBook(self.cache, clock)
         self._events = EventRecorder(
             client, component=CONTROLLER_MANAGER, instance=settings.identity, clock=clock
@@ -156,7 +155,7 @@ class Manager:
         return Controller(name, handle, self._clock, self.metrics, threads=threads)
 
     def _store(self, location: Location) -> ObjectStore:
-        return open_store(location.bucket, bucket_root=self._bucket_root)
+        return open_store(location.bucket, self._buckets)
 
     # -- which change wakes which key
 

@@ -63,7 +63,7 @@ class StorageController:
             return None
         try:
             store = self.open_store(config.location)
-            store.check_writable()
+            store.describe()
         except StoreError as error:
             message = f"bucket {config.location.bucket} cannot be written: {error}"
             self._write(

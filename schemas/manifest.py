@@ -2,21 +2,31 @@
 """``manifest.json``: what makes the parts in a bucket one snapshot.
 
 It is written last. No manifest, no snapshot; and a part whose length, digest or generation is not
-the one written here does not belong to it. Digests are per chunk, so that damage can be told to the
-chunk and a later reader can verify what it streams.
+the one written here does not belong to it. Digests are per chunk: whoever streams a part, or reads
+a page in the middle of it, verifies a chunk before one byte of it is used.
+
+A part may be stored in chunks of another form (compressed, without those that are all zero); its
+digests are always of the bytes that runsc wrote and will read.
 """
 
+import base64
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
+from schemas.encoding import Encoding
 from schemas.snapshot import Compatibility, SpecIdentity
 
-FORMAT: Final = 1
-CHUNK_BYTES: Final = 32 << 20
+FORMAT: Final = 2
+# What one page fault may cost, against what a manifest of a large image weighs: 1 MiB each.
+CHUNK_BYTES: Final = 1 << 20
+DIGEST_BYTES: Final = 32
 MANIFEST_NAME: Final = "manifest.json"
+# Beside the manifest and written before it, if the cluster signs (schemas.signature).
+SIGNATURE_NAME: Final = f"{MANIFEST_NAME}.sig"
 
 
 class ManifestError(ValueError):
@@ -24,35 +34,121 @@ class ManifestError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One file: length, CRC32C (base64, big-endian, as Cloud Storage has it), BLAKE3 per chunk."""
+class Stored:
+    """The object that holds an encoded part: where each chunk lies in it, one after the other."""
 
-    name: str
-    length_bytes: int
+    encoding: Encoding
     crc32c: str
-    blake3: tuple[str, ...]
-    generation: int = 0
+    chunk_lengths_bytes: tuple[int, ...]
+
+    @property
+    def length_bytes(self) -> int:
+        """Size of the object."""
+        return sum(self.chunk_lengths_bytes)
 
     def to_object(self) -> dict[str, Any]:
         """Render."""
         return {
-            "name": self.name,
-            "length": self.length_bytes,
+            "encoding": self.encoding.name.lower(),
             "crc32c": self.crc32c,
-            "blake3": list(self.blake3),
-            "generation": self.generation,
+            "chunkLengths": list(self.chunk_lengths_bytes),
         }
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> Self:
         """Read what ``to_object`` wrote."""
         return cls(
+            encoding=Encoding[raw["encoding"].upper()],
+            crc32c=raw["crc32c"],
+            chunk_lengths_bytes=tuple(raw["chunkLengths"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One file of the image.
+
+    ``crc32c`` is base64, big-endian, as Cloud Storage has it; ``digests`` the BLAKE3 digests of all
+    chunks, one after the other. ``stored`` is ``None`` if the object is the file, byte by byte.
+    """
+
+    name: str
+    length_bytes: int
+    crc32c: str
+    digests: bytes
+    generation: int = 0
+    stored: Stored | None = None
+
+    @property
+    def object_name(self) -> str:
+        """The name of its object below the snapshot's folder."""
+        return self.name + (self.stored.encoding if self.stored else Encoding.RAW)
+
+    @property
+    def stored_bytes(self) -> int:
+        """The size of its object."""
+        return self.stored.length_bytes if self.stored else self.length_bytes
+
+    @property
+    def stored_crc32c(self) -> str:
+        """The checksum of its object."""
+        return self.stored.crc32c if self.stored else self.crc32c
+
+    @property
+    def chunk_count(self) -> int:
+        """How many chunks it has; an empty file has one, of no bytes."""
+        return len(self.digests) // DIGEST_BYTES
+
+    def digest_of(self, index: int) -> bytes:
+        """Return the BLAKE3 digest of a chunk."""
+        return self.digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
+
+    def chunk_range(self, index: int) -> tuple[int, int]:
+        """Return where a chunk begins and ends in the file."""
+        start = index * CHUNK_BYTES
+        return start, min(start + CHUNK_BYTES, self.length_bytes)
+
+    def stored_offsets(self) -> Sequence[int]:
+        """Return where each chunk begins in the object, and where the last one ends."""
+        if self.stored is None:
+            starts = range(0, self.chunk_count * CHUNK_BYTES, CHUNK_BYTES)
+            return [*starts, self.length_bytes]
+        return list(itertools.accumulate(self.stored.chunk_lengths_bytes, initial=0))
+
+    def to_object(self) -> dict[str, Any]:
+        """Render."""
+        rendered: dict[str, Any] = {
+            "name": self.name,
+            "length": self.length_bytes,
+            "crc32c": self.crc32c,
+            "blake3": base64.b64encode(self.digests).decode(),
+            "generation": self.generation,
+        }
+        if self.stored is not None:
+            rendered["stored"] = self.stored.to_object()
+        return rendered
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any]) -> Self:
+        """Read what ``to_object`` wrote.
+
+        Raises:
+            ValueError: the digests are not those of so many bytes.
+        """
+        stored = raw.get("stored")
+        part = cls(
             name=raw["name"],
             length_bytes=raw["length"],
             crc32c=raw["crc32c"],
-            blake3=tuple(raw["blake3"]),
+            digests=base64.b64decode(raw["blake3"], validate=True),
             generation=raw.get("generation", 0),
+            stored=Stored.parse(stored) if stored else None,
         )
+        chunks = max(-(-part.length_bytes // CHUNK_BYTES), 1)
+        lengths = part.stored.chunk_lengths_bytes if part.stored else ()
+        if len(part.digests) != chunks * DIGEST_BYTES or (part.stored and len(lengths) != chunks):
+            raise ValueError(f"part {part.name} of {part.length_bytes} bytes has {chunks} chunks")
+        return part
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +171,13 @@ class Manifest:
 
     @property
     def size_bytes(self) -> int:
-        """Sum of the parts."""
+        """Sum of the files."""
         return sum(p.length_bytes for p in self.parts)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Sum of the objects, which is what a fetch moves."""
+        return sum(p.stored_bytes for p in self.parts)
 
     def to_bytes(self) -> bytes:
         """Render; equal manifests give equal bytes."""

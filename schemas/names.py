@@ -35,6 +35,8 @@ TRACEPARENT_ANNOTATION: Final = f"{OWN_GROUP}/traceparent"
 # metadata.creationTimestamp has whole seconds, too coarse for the story of a save.
 CREATED_AT_ANNOTATION: Final = f"{OWN_GROUP}/created-at"
 ORIGIN_NODE_LABEL: Final = f"{OWN_GROUP}/origin-node"
+# As which ServiceAccount the saved Pod runs, once the controller saw it.
+SERVICE_ACCOUNT_ANNOTATION: Final = f"{OWN_GROUP}/service-account"
 IDENTITY_LABEL: Final = f"{OWN_GROUP}/identity"
 NODE_FACTS_ANNOTATION: Final = f"{OWN_GROUP}/node-facts"
 
@@ -53,6 +55,11 @@ KEEP_LAST_ANNOTATION: Final = f"{OWN_GROUP}/keep-last"
 OBSOLETE_TTL_ANNOTATION: Final = f"{OWN_GROUP}/obsolete-ttl"
 REQUESTED_AT_ANNOTATION: Final = f"{OWN_GROUP}/requestedAt"
 ALLOW_PRUNE_ANNOTATION: Final = f"{OWN_GROUP}/allow-prune"
+BACKGROUND_LOADING_ANNOTATION: Final = f"{OWN_GROUP}/background-loading"
+COMPRESSION_ANNOTATION: Final = f"{OWN_GROUP}/compression"
+REQUIRE_SIGNATURE_ANNOTATION: Final = f"{OWN_GROUP}/require-signature"
+# On a PodSnapshot that is being deleted: let it go though its bytes cannot be.
+ABANDON_BYTES_ANNOTATION: Final = f"{OWN_GROUP}/abandon-bytes"
 
 # -- field managers (who writes what: ARCHITECTURE.md, section 2)
 CONTROLLER_MANAGER: Final = "podsnap-controller"
@@ -72,6 +79,8 @@ RECONCILING: Final = "Reconciling"
 STALLED: Final = "Stalled"
 TRIGGERED: Final = "Triggered"
 POD_RESTORED: Final = "PodRestored"
+# On a Pod that runs before all of its memory is on the node.
+PAGES_LOCAL: Final = f"{OWN_GROUP}/PagesLocal"
 
 # -- the event of the contract, always on the Pod
 EVENT_REASON: Final = "GKEPodSnapshotting"

@@ -11,11 +11,15 @@ from enum import StrEnum
 from typing import Final, Self, TypeVar
 
 from schemas.durations import parse_go_duration_s, parse_retention_s
+from schemas.encoding import Encoding
 from schemas.names import (
+    BACKGROUND_LOADING_ANNOTATION,
+    COMPRESSION_ANNOTATION,
     GATE_ANNOTATION,
     KEEP_LAST_ANNOTATION,
     OBSOLETE_TTL_ANNOTATION,
     PROBE_BUDGET_ANNOTATION,
+    REQUIRE_SIGNATURE_ANNOTATION,
     SAVE_SELECTOR_ANNOTATION,
     STRICT_IDENTITY_ANNOTATION,
 )
@@ -46,7 +50,9 @@ class PolicyOptions:
     ``probe_budget_s`` how long a save that nobody asked for may pause a serving Pod, ``save_from``
     which Pods may be saved (``None``: all), ``obsolete_ttl_s`` how long an obsolete snapshot is
     kept (``None``: for ever), ``keeps_last`` whether retention spares the last usable snapshot of
-    an identity.
+    an identity, ``background`` whether a Pod runs before all of its memory is on the node
+    (``None``: if the image is large), ``encoding`` in what form new snapshots are stored,
+    ``requires_signature`` whether nothing but snapshots with a trusted signature are restored.
     """
 
     gate_s: float = 0.0
@@ -55,6 +61,9 @@ class PolicyOptions:
     strict: frozenset[Strictness] = field(default_factory=frozenset)
     keeps_last: bool = False
     obsolete_ttl_s: float | None = None
+    background: bool | None = None
+    encoding: Encoding = Encoding.RAW
+    requires_signature: bool = False
     errors: tuple[str, ...] = ()
 
     @classmethod
@@ -95,6 +104,11 @@ class PolicyOptions:
             ),
             keeps_last=read(KEEP_LAST_ANNOTATION, _switch, unset=False, wrong=True),
             obsolete_ttl_s=read(OBSOLETE_TTL_ANNOTATION, parse_retention_s, unset=None, wrong=None),
+            background=read(BACKGROUND_LOADING_ANNOTATION, _true_or_false, unset=None, wrong=None),
+            encoding=read(
+                COMPRESSION_ANNOTATION, _encoding, unset=Encoding.RAW, wrong=Encoding.RAW
+            ),
+            requires_signature=read(REQUIRE_SIGNATURE_ANNOTATION, _switch, unset=False, wrong=True),
             errors=tuple(errors),
         )
 
@@ -124,3 +138,16 @@ def _switch(text: str) -> bool:
     if text not in {"true", "false"}:
         raise ValueError(f"{text!r} is neither true nor false; until it is mended, it is true")
     return text == "true"
+
+
+def _true_or_false(text: str) -> bool:
+    if text not in {"true", "false"}:
+        raise ValueError(f"{text!r} is neither true nor false; it counts as not set")
+    return text == "true"
+
+
+def _encoding(text: str) -> Encoding:
+    known = {"none": Encoding.RAW, "zstd": Encoding.ZSTD}
+    if text not in known:
+        raise ValueError(f"{text!r} is none of {', '.join(known)}; it counts as none")
+    return known[text]

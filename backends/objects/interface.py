@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bucket, as podsnap needs it: what Cloud Storage guarantees, no more.
+"""A bucket, as podsnap needs it: what every object store worth the name guarantees, no more.
 
 Every write and delete is preconditioned by generation, every read pins one. 0 as a generation
-means "there is none yet".
+means "there is none yet". Retries, time-outs and parallelism of a write are the store's own; reads
+of whole images are not: ``open_range`` gives one stream, and who needs many opens many.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -13,13 +15,33 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One object. ``crc32c`` is base64 of the big-endian value, as Cloud Storage reports it."""
+    """One object. ``crc32c`` is base64 of the big-endian value, as Cloud Storage reports it.
+
+    ``component_count`` is of how many parts the store says that the object was composed, 1 if it
+    came as one stream; ``created_s`` is when, by the store's clock, in seconds since the epoch.
+    """
 
     name: str
     generation: int
     size_bytes: int
     crc32c: str
     metadata: Mapping[str, str] = field(default_factory=dict)
+    component_count: int = 1
+    created_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class BucketDescription:
+    """What a bucket says of itself; ``None`` where the store has no such thing.
+
+    ``location`` is the store's own word (``EUROPE-WEST4``, ``EU``), ``soft_delete_s`` for how long
+    deleted objects are kept, and paid for.
+    """
+
+    location: str | None = None
+    hierarchical_namespace: bool | None = None
+    uniform_access: bool | None = None
+    soft_delete_s: float | None = None
 
 
 class StoreError(Exception):
@@ -39,11 +61,32 @@ class BucketMissing(StoreError):  # noqa: N818
 
 
 class PermissionDenied(StoreError):  # noqa: N818
-    """The identity may not do this."""
+    """The identity may not do this; the text names the permission and how it is granted."""
 
 
 class IntegrityError(StoreError):
     """The bytes are not those that were stored."""
+
+
+class PutCancelledError(Exception):
+    """The caller took a write back; what it left in the bucket is gone, or left to the sweep."""
+
+
+class RangeReader(Protocol):
+    """A stream of one range of one generation."""
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill the beginning of the buffer; 0 at the end of the range.
+
+        Raises:
+            StoreError: the stream broke, or stalled for longer than the store's own bound.
+        """
+        ...
+
+
+def never() -> bool:
+    """Tell a write that nobody takes it back."""
+    return False
 
 
 class ObjectStore(Protocol):
@@ -56,8 +99,15 @@ class ObjectStore(Protocol):
         *,
         if_generation_match: int,
         metadata: Mapping[str, str],
+        cancelled: Callable[[], bool] = never,
     ) -> ObjectInfo:
-        """Store a file; the whole object appears at once or not at all."""
+        """Store a file; the whole object appears at once or not at all.
+
+        A call that a crash cut short is taken up by the next one with equal arguments.
+
+        Raises:
+            PutCancelledError: ``cancelled`` became true.
+        """
         ...
 
     def put_bytes(
@@ -68,7 +118,11 @@ class ObjectStore(Protocol):
         if_generation_match: int,
         metadata: Mapping[str, str],
     ) -> ObjectInfo:
-        """Store bytes, as ``put_file``."""
+        """Store a few bytes, as ``put_file``."""
+        ...
+
+    def discard_put(self, name: str) -> None:
+        """Remove what interrupted calls of ``put_file`` for this name left, as far as is known."""
         ...
 
     def stat(self, name: str, *, generation: int | None = None) -> ObjectInfo | None:
@@ -76,26 +130,22 @@ class ObjectStore(Protocol):
         ...
 
     def read_range(self, name: str, *, generation: int, start: int, end: int) -> bytes:
-        """Return the bytes from ``start`` up to but without ``end``."""
+        """Return the few bytes from ``start`` up to but without ``end``, with retries."""
         ...
 
-    def download(
-        self,
-        name: str,
-        path: Path,
-        *,
-        generation: int,
-        on_block: Callable[[bytes], None] | None = None,
-    ) -> ObjectInfo:
-        """Write an object to a file and fsync it; ``on_block`` sees every block in order.
+    def open_range(
+        self, name: str, *, generation: int, start: int, end: int
+    ) -> AbstractContextManager[RangeReader]:
+        """Open one stream of the bytes from ``start`` up to but without ``end``, once.
 
         Raises:
-            IntegrityError: the checksum is not the object's.
+            ObjectNotFound: it (of that generation) is not there.
+            StoreError: it cannot be read now.
         """
         ...
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Yield the objects whose names begin with the prefix."""
+        """Yield the objects whose names begin with the prefix, a bounded page at a time."""
         ...
 
     def delete(self, name: str, *, if_generation_match: int) -> None:
@@ -107,10 +157,15 @@ class ObjectStore(Protocol):
         """
         ...
 
-    def check_writable(self) -> None:
-        """Prove that an object can be made.
+    def remove_folder(self, path: str) -> None:
+        """Remove an empty folder, where the store has folders as things of their own."""
+        ...
+
+    def describe(self) -> BucketDescription:
+        """Return what the bucket says of itself.
 
         Raises:
-            StoreError: it cannot; the text says why and what to do.
+            BucketMissing: there is none.
+            PermissionDenied: it may not be asked (``storage.buckets.get``).
         """
         ...

@@ -18,18 +18,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import google_crc32c
 
 from backends.objects.interface import (
+    BucketDescription,
     BucketMissing,
-    IntegrityError,
     ObjectInfo,
     ObjectNotFound,
     PermissionDenied,
     PreconditionFailed,
+    PutCancelledError,
+    RangeReader,
     StoreError,
+    never,
 )
 
 _ATTRIBUTE: Final = "user.podsnap"
@@ -53,11 +56,11 @@ class LocalDirStore:
         *,
         if_generation_match: int,
         metadata: Mapping[str, str],
+        cancelled: Callable[[], bool] = never,
     ) -> ObjectInfo:
         """Store a file."""
         with path.open("rb") as source, self._errors(name):
-            blocks = iter(lambda: source.read(_BLOCK_BYTES), b"")
-            return self._put(name, blocks, if_generation_match, metadata)
+            return self._put(name, _blocks(source, cancelled), if_generation_match, metadata)
 
     def put_bytes(
         self,
@@ -70,6 +73,11 @@ class LocalDirStore:
         """Store bytes."""
         with self._errors(name):
             return self._put(name, iter([data]), if_generation_match, metadata)
+
+    def discard_put(self, name: str) -> None:
+        """Remove what interrupted writes left: a write's file is gone or an hour's work away."""
+        with self._errors(name):
+            self._sweep_temporary()
 
     def stat(self, name: str, *, generation: int | None = None) -> ObjectInfo | None:
         """Return what is known of an object."""
@@ -85,32 +93,13 @@ class LocalDirStore:
         with self._errors(name), self._open(name, generation) as descriptor:
             return os.pread(descriptor, max(end - start, 0), start)
 
-    def download(
-        self,
-        name: str,
-        path: Path,
-        *,
-        generation: int,
-        on_block: Callable[[bytes], None] | None = None,
-    ) -> ObjectInfo:
-        """Write an object to a file."""
+    @contextlib.contextmanager
+    def open_range(
+        self, name: str, *, generation: int, start: int, end: int
+    ) -> Iterator[RangeReader]:
+        """Open one stream of a range."""
         with self._errors(name), self._open(name, generation) as descriptor:
-            info = _read_info(name, descriptor)
-            checksum = google_crc32c.Checksum()
-            target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            try:
-                while block := os.read(descriptor, _BLOCK_BYTES):
-                    checksum.update(block)
-                    if on_block:
-                        on_block(block)
-                    _write_all(target, block)
-                os.fsync(target)
-            finally:
-                os.close(target)
-            if base64.b64encode(checksum.digest()).decode() != info.crc32c:
-                path.unlink()
-                raise IntegrityError(f"{name} does not have the checksum it was stored with")
-            return info
+            yield _FileRange(descriptor, start, end)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Yield the objects below a prefix, in name order."""
@@ -142,18 +131,15 @@ class LocalDirStore:
             _sync_directory(path.parent)
             self._prune(path.parent)
 
-    def check_writable(self) -> None:
-        """Prove that an object can be made."""
-        name = f"{_INTERNAL}/probe-{secrets.token_hex(8)}"
-        with self._errors(name):
+    def remove_folder(self, path: str) -> None:
+        """Do nothing: ``delete`` removed the folder with its last file."""
+
+    def describe(self) -> BucketDescription:
+        """Return nothing but that the bucket is there."""
+        with self._errors(""):
             self._require_bucket()
             self._sweep_temporary()
-            temporary = self._temporary_file()
-            try:
-                temporary.write_bytes(b"")
-                os.setxattr(temporary, _ATTRIBUTE, b"{}")
-            finally:
-                temporary.unlink(missing_ok=True)
+        return BucketDescription()
 
     def _put(
         self,
@@ -305,6 +291,25 @@ class LocalDirStore:
 _TEMPORARY_LIMIT_S: Final = 3600.0
 
 
+class _FileRange:
+    """A range of an open file."""
+
+    def __init__(self, descriptor: int, start: int, end: int) -> None:
+        self._descriptor, self._at, self._end = descriptor, start, end
+
+    def readinto(self, buffer: memoryview) -> int:
+        count = os.preadv(self._descriptor, [buffer[: max(self._end - self._at, 0)]], self._at)
+        self._at += count
+        return count
+
+
+def _blocks(source: BinaryIO, cancelled: Callable[[], bool]) -> Iterator[bytes]:
+    while block := source.read(_BLOCK_BYTES):
+        if cancelled():
+            raise PutCancelledError
+        yield block
+
+
 def _next_generation(lock: int) -> int:
     """Return a number above every earlier one of the bucket; the lock's file remembers it."""
     text = os.pread(lock, 64, 0)
@@ -315,12 +320,14 @@ def _next_generation(lock: int) -> int:
 
 def _read_info(name: str, descriptor: int) -> ObjectInfo:
     attribute = json.loads(os.getxattr(descriptor, _ATTRIBUTE))
+    stat = os.fstat(descriptor)
     return ObjectInfo(
         name=name,
         generation=attribute["generation"],
-        size_bytes=os.fstat(descriptor).st_size,
+        size_bytes=stat.st_size,
         crc32c=attribute["crc32c"],
         metadata=attribute["metadata"],
+        created_s=stat.st_mtime,
     )
 
 

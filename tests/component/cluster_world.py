@@ -21,6 +21,7 @@ from backends.kube.client import (
     Resource,
 )
 from backends.kube.errors import NotFound
+from backends.objects.factory import BucketAccess
 from reconciler.manager import Manager, ManagerSettings
 from schemas.names import API_VERSION
 
@@ -54,7 +55,9 @@ def eventually(holds: Callable[[], Any], what: str, missing: Callable[[], object
 @contextmanager
 def leading(client: KubeClient, bucket_root: Path) -> Iterator[Manager]:
     """Run a controller until the end of the block."""
-    settings = ManagerSettings(cluster_id="c1", bucket_root=bucket_root, identity=uuid.uuid4().hex)
+    settings = ManagerSettings(
+        cluster_id="c1", buckets=BucketAccess(bucket_root), identity=uuid.uuid4().hex
+    )
     running = Manager(settings, client, SystemClock())
     running.start()
     try:

@@ -25,6 +25,7 @@ from kube_apiserver import ApiServer, run_apiserver
 from backends.clock import SystemClock
 from backends.kube.client import KubeClient, Resource
 from backends.kube.errors import NotFound
+from backends.objects.factory import BucketAccess
 from localcluster.toolchain import Toolchain, ToolchainError
 from reconciler.manager import Manager, ManagerSettings
 from schemas.crd_validation import crd_texts
@@ -120,7 +121,7 @@ def manager(controller_client: KubeClient, bucket_root: Path) -> Iterator[Manage
     Only for the modules that ask for it: it would act on what others put there.
     """
     running = Manager(
-        ManagerSettings(cluster_id="c1", bucket_root=bucket_root, identity="tests"),
+        ManagerSettings(cluster_id="c1", buckets=BucketAccess(bucket_root), identity="tests"),
         controller_client,
         SystemClock(),
     )

@@ -11,7 +11,7 @@ from snapshot_bytes import put_parts, stored
 from stepped_clock import SteppedClock
 
 from backends.kube.client import POD_SNAPSHOT_STORAGE_CONFIGS, POD_SNAPSHOTS, KubeClient
-from backends.objects.factory import open_store
+from backends.objects.factory import BucketAccess, open_store
 from backends.objects.localdir import LocalDirStore
 from reconciler.cluster_cache import ClusterCache
 from reconciler.storage_controller import CHECK_INTERVAL_S, StorageController
@@ -48,7 +48,7 @@ def sweeper(
         cache,
         clock,
         "c1",
-        lambda location: open_store(location.bucket, bucket_root=bucket_root),
+        lambda location: open_store(location.bucket, BucketAccess(bucket_root)),
     )
 
 

@@ -17,6 +17,7 @@ from snapshot_bytes import make_snapshot, stored
 
 from backends.clock import Clock, SystemClock
 from backends.kube.client import POD_SNAPSHOT_MANUAL_TRIGGERS, POD_SNAPSHOTS, KubeClient
+from backends.objects.factory import BucketAccess
 from reconciler.manager import Manager, ManagerSettings
 from schemas.names import READY
 from tests.cluster_scene import eventually as patiently
@@ -59,7 +60,9 @@ class JumpingClock(SystemClock):
 
 def manager(client: KubeClient, bucket_root: Path, clock: Clock | None = None) -> Manager:
     """Return a controller that does nothing yet."""
-    settings = ManagerSettings(cluster_id="c1", bucket_root=bucket_root, identity=uuid.uuid4().hex)
+    settings = ManagerSettings(
+        cluster_id="c1", buckets=BucketAccess(bucket_root), identity=uuid.uuid4().hex
+    )
     return Manager(settings, client, clock or SystemClock())
 
 

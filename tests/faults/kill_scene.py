@@ -308,7 +308,7 @@ class KillScene(Scene):
                 yield f"{name}: {part.name} is missing or another"
                 continue
             found = digest_file(self.bucket / name / part.name, sync=False)
-            if (found.length_bytes, found.blake3) != (part.length_bytes, part.blake3):
+            if (found.length_bytes, found.digests) != (part.length_bytes, part.digests):
                 yield f"{name}: {part.name} differs"
         self.answers[key] = "whole"
 

@@ -27,6 +27,7 @@ from backends.kube.errors import ApiError
 from backends.kube.events import EventRecorder
 from backends.kube.reflector import Reflector
 from backends.kube.transport import Transport
+from backends.objects.factory import BucketAccess
 from backends.objects.interface import StoreError
 from backends.work_queue import WorkQueue
 from nodeexec.agent import Agent
@@ -218,7 +219,7 @@ class _Leading(Manager):
 
     def __init__(self, number: int, program: Program) -> None:
         self._bucket = program.bucket
-        settings = ManagerSettings(CLUSTER, bucket_root=None, identity=f"controller-{number}")
+        settings = ManagerSettings(CLUSTER, BucketAccess(), identity=f"controller-{number}")
         super().__init__(settings, program.client, program.clock)
 
     def _store(self, location: Location) -> BucketLine:  # noqa: ARG002 - there is one bucket

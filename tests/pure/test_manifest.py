@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from schemas.manifest import CHUNK_BYTES, Manifest, ManifestError, Part, digest
 from schemas.snapshot import SpecIdentity
 
-PART = Part("pages.img", 5, "AAAAAA==", ("ab",), 7)
+PART = Part("pages.img", 5, "AAAAAA==", b"a" * 32, 7)
 MANIFEST = Manifest(
     snapshot_uid="u",
     snapshot_name="n",
     namespace="shop",
     cluster_id="c",
     attempt=2,
-    parts=(PART, Part("metadata", 0, "AAAAAA==", ("cd",), 8)),
+    parts=(PART, Part("metadata", 0, "AAAAAA==", b"c" * 32, 8)),
     identity=SpecIdentity("h", {"spec.dnsPolicy": '"Default"'}),
     compatibility=NODE,
     image_ids={"main": "sha256:1"},
@@ -64,7 +64,7 @@ def _without(key: str) -> Callable[[dict[str, Any]], Any]:
 
 
 BAD: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "a newer format": lambda tree: tree.update(format=2),
+    "a newer format": lambda tree: tree.update(format=3),
     "another chunk size": lambda tree: tree.update(chunkBytes=CHUNK_BYTES * 2),
     "no parts": _without("parts"),
     "no snapshot": _without("snapshot"),
