@@ -10,7 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
+
+# Between an object's name and what tells its temporary parts apart: while put_file is at work, and
+# after it was killed.
+TEMPORARY_INFIX: Final = ".podsnap-part-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +22,8 @@ class ObjectInfo:
     """One object. ``crc32c`` is base64 of the big-endian value, as Cloud Storage reports it.
 
     ``component_count`` is of how many parts the store says that the object was composed, 1 if it
-    came as one stream; ``created_s`` is when, by the store's clock, in seconds since the epoch.
+    came as one stream, and ``expected_components`` of how many ``put_file`` would have composed it;
+    ``created_s`` is when, by the store's clock, in seconds since the epoch.
     """
 
     name: str
@@ -28,6 +33,7 @@ class ObjectInfo:
     metadata: Mapping[str, str] = field(default_factory=dict)
     component_count: int = 1
     created_s: float = 0.0
+    expected_components: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,17 @@ class BucketDescription:
 
 class StoreError(Exception):
     """The bucket did not do what was asked; the text says why."""
+
+
+class StoreUnavailable(StoreError):  # noqa: N818 - as ServerUnavailable of the API server
+    """The bucket does not answer now, or answers with half a body: later it may do the same well.
+
+    ``retry_after_s`` is what the server asked for, if it did.
+    """
+
+    def __init__(self, text: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
 
 
 class PreconditionFailed(StoreError):  # noqa: N818 - the API's own word, as are the next ones
@@ -79,7 +96,8 @@ class RangeReader(Protocol):
         """Fill the beginning of the buffer; 0 at the end of the range.
 
         Raises:
-            StoreError: the stream broke, or stalled for longer than the store's own bound.
+            StoreUnavailable: the stream broke, or was silent or too slow for longer than the
+                store's own bound.
         """
         ...
 
@@ -103,10 +121,13 @@ class ObjectStore(Protocol):
     ) -> ObjectInfo:
         """Store a file; the whole object appears at once or not at all.
 
-        A call that a crash cut short is taken up by the next one with equal arguments.
+        A call that a crash or an outage cut short is taken up by the next one with equal arguments;
+        who does not come back calls ``discard_put``. ``cancelled`` is asked about once a second.
 
         Raises:
+            PreconditionFailed: the object is there already, or is another one.
             PutCancelledError: ``cancelled`` became true.
+            StoreUnavailable: the bucket did not answer for longer than the store's own bound.
         """
         ...
 
@@ -121,8 +142,12 @@ class ObjectStore(Protocol):
         """Store a few bytes, as ``put_file``."""
         ...
 
-    def discard_put(self, name: str) -> None:
-        """Remove what interrupted calls of ``put_file`` for this name left, as far as is known."""
+    def discard_put(self, name: str, *, metadata: Mapping[str, str] | None = None) -> None:
+        """Remove what interrupted calls of ``put_file`` with these arguments left.
+
+        Without ``metadata`` that is what can be listed. Does nothing that fails: what stays is left
+        to the sweep.
+        """
         ...
 
     def stat(self, name: str, *, generation: int | None = None) -> ObjectInfo | None:
@@ -140,7 +165,7 @@ class ObjectStore(Protocol):
 
         Raises:
             ObjectNotFound: it (of that generation) is not there.
-            StoreError: it cannot be read now.
+            StoreUnavailable: it cannot be read now.
         """
         ...
 

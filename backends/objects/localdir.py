@@ -16,6 +16,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -74,9 +75,14 @@ class LocalDirStore:
         with self._errors(name):
             return self._put(name, iter([data]), if_generation_match, metadata)
 
-    def discard_put(self, name: str) -> None:
-        """Remove what interrupted writes left: a write's file is gone or an hour's work away."""
-        with self._errors(name):
+    def discard_put(
+        self,
+        name: str,  # noqa: ARG002 - a writer's file has no name yet, nor marks
+        *,
+        metadata: Mapping[str, str] | None = None,  # noqa: ARG002 - as above
+    ) -> None:
+        """Remove what killed writers left: a living one's file goes with its call."""
+        with contextlib.suppress(StoreError), self._errors(""):
             self._sweep_temporary()
 
     def stat(self, name: str, *, generation: int | None = None) -> ObjectInfo | None:
@@ -98,11 +104,14 @@ class LocalDirStore:
         self, name: str, *, generation: int, start: int, end: int
     ) -> Iterator[RangeReader]:
         """Open one stream of a range."""
-        with self._errors(name), self._open(name, generation) as descriptor:
-            yield _FileRange(descriptor, start, end)
+        with contextlib.ExitStack() as stack:
+            # Only our own errors are the bucket's: the block's may be a full disk's.
+            with self._errors(name):
+                descriptor = stack.enter_context(self._open(name, generation))
+            yield _FileRange(descriptor, start, end, lambda: self._errors(name))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Yield the objects below a prefix, in name order."""
+        """Yield the objects below a prefix, folder by folder."""
         with self._errors(prefix):
             self._require_bucket()
             self._path(f"{prefix}x")  # a prefix is the beginning of a name, and bound as one
@@ -168,7 +177,11 @@ class LocalDirStore:
             )
             os.fsync(descriptor)
             with self._locked() as lock:
-                info = replace(info, generation=_next_generation(lock))
+                info = replace(
+                    info,
+                    generation=_next_generation(lock),
+                    created_s=os.fstat(descriptor).st_mtime,
+                )
                 self._place(info, descriptor, temporary, target, if_generation_match)
         finally:
             os.close(descriptor)
@@ -194,7 +207,7 @@ class LocalDirStore:
         }
         os.setxattr(descriptor, _ATTRIBUTE, json.dumps(attribute).encode())
         os.fsync(descriptor)  # the name must not outlive the attributes
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make_folder(target.parent)
         temporary.rename(target)
         for folder in target.relative_to(self._root).parents:
             _sync_directory(self._root / folder)
@@ -234,8 +247,14 @@ class LocalDirStore:
         return self._root.joinpath(*parts)
 
     def _temporary_file(self) -> Path:
-        self._temporary.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make_folder(self._temporary)
         return self._temporary / f"{os.getpid()}-{secrets.token_hex(8)}"
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder of the bucket, never the bucket: it may just have been deleted."""
+        for each in reversed([folder, *folder.parents]):
+            if each.is_relative_to(self._root) and each != self._root:
+                each.mkdir(mode=0o700, exist_ok=True)
 
     def _sweep_temporary(self) -> None:
         """Remove what a killed process left; its number is the name's first part."""
@@ -265,7 +284,7 @@ class LocalDirStore:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[int]:
-        self._lock_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make_folder(self._lock_file.parent)
         descriptor = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -277,6 +296,9 @@ class LocalDirStore:
     def _errors(self, name: str) -> Iterator[None]:
         try:
             yield
+        except FileNotFoundError as error:
+            self._require_bucket()
+            raise StoreError(f"{name}: {error.strerror} ({error.filename})") from error
         except PermissionError as error:
             raise PermissionDenied(f"{name}: {error.strerror} ({error.filename})") from error
         except OSError as error:
@@ -294,11 +316,18 @@ _TEMPORARY_LIMIT_S: Final = 3600.0
 class _FileRange:
     """A range of an open file."""
 
-    def __init__(self, descriptor: int, start: int, end: int) -> None:
-        self._descriptor, self._at, self._end = descriptor, start, end
+    def __init__(
+        self,
+        descriptor: int,
+        start: int,
+        end: int,
+        errors: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._descriptor, self._at, self._end, self._errors = descriptor, start, end, errors
 
     def readinto(self, buffer: memoryview) -> int:
-        count = os.preadv(self._descriptor, [buffer[: max(self._end - self._at, 0)]], self._at)
+        with self._errors():
+            count = os.preadv(self._descriptor, [buffer[: max(self._end - self._at, 0)]], self._at)
         self._at += count
         return count
 
