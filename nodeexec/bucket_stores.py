@@ -8,8 +8,10 @@ that. Without, by the node's Application Default Credentials.
 
 from dataclasses import dataclass
 
+from backends.objects.access_token import AccessToken
 from backends.objects.factory import BucketAccess, open_store
 from backends.objects.interface import ObjectStore
+from nodeexec.bucket_tokens import BucketTokens
 from schemas.snapshot import Snapshot
 from schemas.storage_config import Location
 from schemas.token_request import Role
@@ -31,6 +33,7 @@ class NodeStores:
     """The buckets as this node may use them."""
 
     access: BucketAccess
+    tokens: BucketTokens | None = None
 
     def open(self, use: BucketUse) -> ObjectStore:
         """Open a bucket.
@@ -38,4 +41,15 @@ class NodeStores:
         Raises:
             StoreError: there are no credentials for this use; the text says what to do.
         """
-        return open_store(use.location.bucket, self.access)
+        source = self.tokens.source(use) if self.tokens else None
+        return open_store(use.location.bucket, self.access, tokens=source)
+
+    def token_for(self, use: BucketUse) -> AccessToken | None:
+        """Return a token for a program of the node that goes on without the agent.
+
+        ``None`` where it is to use the node's own credentials.
+
+        Raises:
+            StoreError: the controller refuses one, or does not answer.
+        """
+        return self.tokens.source(use)() if self.tokens else None

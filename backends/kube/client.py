@@ -61,8 +61,12 @@ POD_SNAPSHOT_STORAGE_CONFIGS: Final = Resource(
     "PodSnapshotStorageConfig",
     namespaced=False,
 )
+POD_SNAPSHOT_TOKEN_REQUESTS: Final = Resource(
+    _SNAPSHOT_GROUP, "v1", "podsnapshottokenrequests", "PodSnapshotTokenRequest"
+)
 GIT_SOURCES: Final = Resource("podsnap.dev", "v1alpha1", "gitsources", "GitSource")
 PODS: Final = Resource("", "v1", "pods", "Pod")
+SERVICE_ACCOUNTS: Final = Resource("", "v1", "serviceaccounts", "ServiceAccount")
 EVENTS: Final = Resource("", "v1", "events", "Event")
 LEASES: Final = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 RUNTIME_CLASSES: Final = Resource(
@@ -76,6 +80,10 @@ class KubeClient:
     def __init__(self, transport: Transport) -> None:
         """Use the transport's identity."""
         self._transport = transport
+
+    def acting_as(self, user: str) -> "KubeClient":
+        """Return the verbs as another user, whom this one has to be let impersonate."""
+        return KubeClient(self._transport.acting_as(user))
 
     def get(
         self,
@@ -158,6 +166,18 @@ class KubeClient:
             return self.create(resource, body, field_manager=field_manager)
         except AlreadyExists:
             return None
+
+    def service_account_token(self, namespace: str, account: str, spec: Mapping[str, Any]) -> str:
+        """Return a new token of a ServiceAccount, as ``spec`` (a TokenRequest's) describes it.
+
+        Raises:
+            NotFound: the account, or the object to which the token is bound, is gone.
+        """
+        path = SERVICE_ACCOUNTS.path(namespace=namespace, name=account, subresource="token")
+        kind = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest"}
+        made = self._transport.request("POST", path, body={**kind, "spec": spec})
+        token: str = made["status"]["token"]
+        return token
 
     def replace(
         self,

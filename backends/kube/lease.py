@@ -36,11 +36,15 @@ class LeaderElection:
         on_started: Callable[[], None],
         on_stopped: Callable[[], None],
         clock: Clock,
+        annotations: Mapping[str, str] | None = None,
         lease_duration_s: float = LEASE_DURATION_S,
         renew_deadline_s: float = RENEW_DEADLINE_S,
         retry_period_s: float = RETRY_PERIOD_S,
     ) -> None:
-        """Callbacks run in the election's thread; ``on_started`` must return soon."""
+        """Callbacks run in the election's thread; ``on_started`` must return soon.
+
+        ``annotations`` are what the leader says of itself, on the lease.
+        """
         self._client = client
         self._namespace = namespace
         self._name = name
@@ -48,6 +52,7 @@ class LeaderElection:
         self._on_started = on_started
         self._on_stopped = on_stopped
         self._clock = clock
+        self._annotations = dict(annotations or {})
         self._lease_duration_s = lease_duration_s
         self._renew_deadline_s = renew_deadline_s
         self._retry_period_s = retry_period_s
@@ -127,6 +132,8 @@ class LeaderElection:
             return False
         mine = holder == self._identity
         transitions = int(spec.get("leaseTransitions") or 0) + (0 if mine else 1)
+        said = lease["metadata"].get("annotations") or {}
+        lease["metadata"]["annotations"] = {**said, **self._annotations}
         lease["spec"] = self._spec(
             now, acquired=spec.get("acquireTime") if mine else now, transitions=transitions
         )
@@ -136,7 +143,11 @@ class LeaderElection:
         body = {
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
-            "metadata": {"name": self._name, "namespace": self._namespace},
+            "metadata": {
+                "name": self._name,
+                "namespace": self._namespace,
+                "annotations": self._annotations,
+            },
             "spec": self._spec(now, acquired=now, transitions=0),
         }
         try:

@@ -8,6 +8,7 @@ every request has a time-out, and an error keeps everything that the server said
 
 import base64
 import contextlib
+import copy
 import json
 import os
 import shutil
@@ -48,6 +49,7 @@ class Transport:
         self._user = dict(config.user)
         self._base = str(config.cluster["server"]).rstrip("/")
         self._credentials = _credentials(self._user)
+        self._acts_as = ""
         self._session = self._new_session(config, user_agent)
         self._streams = self._new_session(config, user_agent)
 
@@ -90,6 +92,12 @@ class Transport:
         }
         private_dir = Path(tempfile.mkdtemp(prefix="podsnap-"))
         return cls(pykube.KubeConfig(doc), user_agent=user_agent, private_dir=private_dir)
+
+    def acting_as(self, user: str) -> Self:
+        """Return the same connection as another user, whom this one has to be let impersonate."""
+        other = copy.copy(self)
+        other._acts_as = user  # noqa: SLF001 - one of us
+        return other
 
     def close(self) -> None:
         """Close connections and remove key material."""
@@ -180,6 +188,8 @@ class Transport:
         headers = {"Accept": "application/json"}
         if token:
             headers["Authorization"] = f"Bearer {token}"
+        if self._acts_as:
+            headers["Impersonate-User"] = self._acts_as
         return headers
 
     def _new_session(self, config: "pykube.KubeConfig", user_agent: str) -> requests.Session:

@@ -19,11 +19,20 @@ import yaml
 from cluster_world import World, eventually, resource_of
 from kube_apiserver import ApiServer, run_apiserver
 
-from backends.kube.client import LEASES, POD_SNAPSHOTS, PODS, KubeClient, Resource
+from backends.kube.client import (
+    LEASES,
+    POD_SNAPSHOT_TOKEN_REQUESTS,
+    POD_SNAPSHOTS,
+    PODS,
+    SERVICE_ACCOUNTS,
+    KubeClient,
+    Resource,
+)
 from backends.kube.errors import Forbidden, NotFound
 from localcluster.programs import manifests
 from localcluster.toolchain import Toolchain
 from schemas.names import (
+    ABANDON_BYTES_ANNOTATION,
     ACCESS_MANAGER,
     AGENT_MANAGER,
     AGENT_SERVICE_ACCOUNT,
@@ -36,6 +45,8 @@ from schemas.names import (
     ORIGIN_NODE_ANNOTATION,
     QUARANTINE_ANNOTATION,
     QUARANTINE_LIFTED,
+    SERVICE_ACCOUNT_ANNOTATION,
+    STORED_UID_ANNOTATION,
     SYSTEM_NAMESPACE,
     TRIGGER_TYPE_ANNOTATION,
 )
@@ -71,7 +82,11 @@ kind: ClusterRole
 metadata: {name: snapshot-user}
 rules:
   - apiGroups: [podsnapshot.gke.io]
-    resources: [podsnapshots, podsnapshots/status]
+    resources:
+      - podsnapshots
+      - podsnapshots/status
+      - podsnapshottokenrequests
+      - podsnapshottokenrequests/status
     verbs: [get, list, create, update, patch, delete]
 ---
 apiVersion: rbac.authorization.k8s.io/v1
@@ -186,7 +201,7 @@ def guarded(toolchain: Toolchain, tmp_path_factory: pytest.TempPathFactory) -> I
         for who, (namespace, account, node) in IDENTITIES.items():
             server.tokens[who] = made.token(namespace, account, node)
             made.clients[who] = server.client(who)
-        eventually(partial(is_in_force, made), "both policies are in force")
+        eventually(partial(is_in_force, made), "the policies are in force")
         with collectors(made):
             yield made
 
@@ -199,7 +214,16 @@ def is_in_force(guarded: Guarded) -> bool:
         "metadata": {"name": "probe", "namespace": "people"},
         "spec": {"policyName": "web"},
     }
-    probes = [("admin", POD_SNAPSHOTS, snapshot), (ADRIFT, LEASES, lease("probe"))]
+    request = {
+        **snapshot,
+        "kind": "PodSnapshotTokenRequest",
+        "spec": {"nodeName": "node-1", "role": "restore", "snapshot": {"name": "x"}},
+    }
+    probes = [
+        ("admin", POD_SNAPSHOTS, snapshot),
+        ("admin", POD_SNAPSHOT_TOKEN_REQUESTS, request),
+        (ADRIFT, LEASES, lease("probe")),
+    ]
     for who, resource, body in probes:
         try:
             guarded.clients[who].create(resource, body, field_manager="tests")
@@ -231,7 +255,7 @@ def place(guarded: Guarded, tmp_path: Path) -> World:
     """A namespace with two snapshots and three Pods.
 
     ``free`` is claimed by nobody and ``taken`` by node-1; ``pod-1`` and ``pod-2`` run on the nodes
-    of their numbers, ``pod-0`` on none.
+    of their numbers, ``pod-0`` on none. The agent of node-1 has ``asked`` for a token.
     """
     admin = guarded.clients["admin"]
     namespace = f"t{uuid.uuid4().hex[:10]}"
@@ -243,6 +267,10 @@ def place(guarded: Guarded, tmp_path: Path) -> World:
             POD_SNAPSHOTS, snapshot(world, name), field_manager=CONTROLLER_MANAGER
         )
     write_status(guarded.clients[AGENT_1], world, "taken", progress("node-1", "InProgress"))
+    asks("node-1", "asked")(guarded.clients[AGENT_1], world)
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "shop"}}
+    account["metadata"] |= {"namespace": namespace}
+    admin.create(SERVICE_ACCOUNTS, account, field_manager="tests")
     for number, node in enumerate(("", "node-1", "node-2")):
         world.pod(f"pod-{number}", **({"nodeName": node} if node else {"nodeName": None}))
     return world
@@ -292,11 +320,17 @@ Act = Callable[[KubeClient, World], object]
 
 
 def creates(**annotations: str) -> Act:
-    """Create a PodSnapshot with annotations."""
-    names = {"node": ORIGIN_NODE_ANNOTATION, "trigger": TRIGGER_TYPE_ANNOTATION}
+    """Create a PodSnapshot with annotations; ``name`` is its name."""
+    names = {
+        "node": ORIGIN_NODE_ANNOTATION,
+        "trigger": TRIGGER_TYPE_ANNOTATION,
+        "account": SERVICE_ACCOUNT_ANNOTATION,
+        "stored": STORED_UID_ANNOTATION,
+    }
+    name = annotations.pop("name", "11111111-1111-5111-8111-111111111111")
     given = {names[key]: value for key, value in annotations.items()}
     return lambda client, world: client.create(
-        POD_SNAPSHOTS, snapshot(world, "new", **given), field_manager="t"
+        POD_SNAPSHOTS, snapshot(world, name, **given), field_manager="t"
     )
 
 
@@ -308,8 +342,8 @@ def edits(patch: dict[str, Any], name: str = "taken") -> Act:
 
 
 def annotates(**annotations: str | None) -> Act:
-    """Set annotations: ``quarantine`` is the one that users may set."""
-    keys = {"quarantine": QUARANTINE_ANNOTATION}
+    """Set annotations: ``quarantine`` and ``abandon`` are those that users may set."""
+    keys = {"quarantine": QUARANTINE_ANNOTATION, "abandon": ABANDON_BYTES_ANNOTATION}
     return edits({"metadata": {"annotations": {keys.get(k, k): v for k, v in annotations.items()}}})
 
 
@@ -340,6 +374,36 @@ def renews(name: str) -> Act:
     return lambda client, _world: client.apply(LEASES, lease(name), field_manager="t", force=True)
 
 
+def asks(node: str, name: str = "new") -> Act:
+    """Create a request for a bucket's token."""
+
+    def act(client: KubeClient, world: World) -> None:
+        spec = {"nodeName": node, "role": "restore", "snapshot": {"name": "taken"}}
+        body = world.object("PodSnapshotTokenRequest", name, spec)
+        client.create(POD_SNAPSHOT_TOKEN_REQUESTS, body, field_manager="t")
+
+    return act
+
+
+def answers(client: KubeClient, world: World) -> None:
+    """Apply the answer to the request that there is."""
+    status = {"conditions": [condition("Ready", "Granted", "True")], "sealedToken": "AAAA"}
+    body = {**world.object("PodSnapshotTokenRequest", "asked", None), "status": status}
+    client.apply(POD_SNAPSHOT_TOKEN_REQUESTS, body, field_manager="t", subresource="status")
+
+
+def mints(*audiences: str, kind: str = "", life_s: int = 600) -> Act:
+    """Have a token of a ServiceAccount made, for whom nobody checks here."""
+
+    def act(client: KubeClient, world: World) -> None:
+        spec: dict[str, Any] = {"audiences": list(audiences), "expirationSeconds": life_s}
+        if kind:
+            spec["boundObjectRef"] = {"apiVersion": "v1", "kind": kind, "name": "pod-1"}
+        assert client.service_account_token(world.namespace, "shop", spec)
+
+    return act
+
+
 def both(first: Act, second: Act) -> Act:
     """Do one thing, then the other."""
 
@@ -350,6 +414,11 @@ def both(first: Act, second: Act) -> Act:
     return act
 
 
+PROVIDER = "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/providers/c"
+ONLY_GOOGLE = (
+    "podsnap's controller asks for tokens for a workload identity provider of Google Cloud alone, "
+    "not for {}"
+)
 RESTORED = condition("PodRestored", "Restored", "True")
 SEALED = progress("node-1", "Succeeded")
 DAMAGE = {"podsnap": {"damage": {"message": "m"}}}
@@ -362,6 +431,7 @@ RESTORING = {
 }
 STAYS = "a PodSnapshot stays as podsnap made it, so " + ALICE + " cannot change its {}"
 STAYS += "; what may be changed is: annotation podsnap.dev/quarantine"
+STAYS += ", annotation podsnap.dev/abandon-bytes"
 BY_CLAIM = "; the agent of node-2 may claim what nobody has, and report on its own"
 THE_CONTROLLERS = (
     "status.podsnap.control, status.observedGeneration and all conditions but Checkpoint and "
@@ -372,8 +442,8 @@ NOT_MADE_BY_AGENT = (
     "node-2 and annotation podsnap.dev/trigger-type: onDelete; all others are the controller's"
 )
 ONLY_RESTORED = (
-    "the agent of node-2 writes the condition PodRestored of Pods of its own node, and nothing "
-    "else; this Pod {}"
+    "the agent of node-2 writes the conditions PodRestored and podsnap.dev/PagesLocal of Pods of "
+    "its own node, and nothing else; this Pod {}"
 )
 NO_NODE = (
     "this agent's token names no node, so nothing is known to be the agent's own; give it the "
@@ -388,6 +458,7 @@ ALLOWED: dict[str, tuple[str, Act]] = {
         both(annotates(quarantine=QUARANTINE_LIFTED), annotates(quarantine=None)),
     ),
     "a user writes what is there": (USER, annotates(a="1")),
+    "a user abandons the bytes": (USER, annotates(abandon="true")),
     "a user deletes": (USER, deletes(POD_SNAPSHOTS, "taken")),
     "the controller creates": (CONTROLLER, creates()),
     "the controller lets go": (CONTROLLER, edits({"metadata": {"finalizers": []}})),
@@ -430,6 +501,12 @@ ALLOWED: dict[str, tuple[str, Act]] = {
     "an agent takes that back": (AGENT_2, both(tells("pod-2", RESTORED), tells("pod-2"))),
     "an agent deletes its Pod": (AGENT_2, deletes(PODS, "pod-2")),
     "an agent renews its lease": (AGENT_2, renews(f"{NODE_LEASE_PREFIX}node-2")),
+    "an agent asks for a token": (AGENT_2, asks("node-2")),
+    "an agent takes its request back": (AGENT_1, deletes(POD_SNAPSHOT_TOKEN_REQUESTS, "asked")),
+    "the controller answers it": (CONTROLLER, answers),
+    "the controller removes it": (CONTROLLER, deletes(POD_SNAPSHOT_TOKEN_REQUESTS, "asked")),
+    "the controller mints for a provider": (CONTROLLER, mints(PROVIDER)),
+    "the controller mints for GKE's pool": (CONTROLLER, mints("shop.svc.id.goog")),
 }
 REFUSED: dict[str, tuple[str, Act, str]] = {
     "a user creates": (
@@ -582,6 +659,74 @@ REFUSED: dict[str, tuple[str, Act, str]] = {
         renews("podsnap-controller"),
         "the agent of node-2 writes only the lease podsnap-node-node-2",
     ),
+    "an agent says as whom a save is stored": (
+        AGENT_2,
+        creates(node="node-2", trigger="onDelete", account="shop/uid/node-2"),
+        "the annotations podsnap.dev/service-account and podsnap.dev/stored-uid are written by "
+        "the controller alone",
+    ),
+    "an agent chooses a snapshot's name": (
+        AGENT_2,
+        creates(node="node-2", trigger="onDelete", name="team-b"),
+        "an agent gives a PodSnapshot the name that follows from its Pod's UID, which is a UUID of "
+        "version 5",
+    ),
+    "an agent says whose bytes a snapshot has": (
+        AGENT_2,
+        creates(node="node-2", trigger="onDelete", stored="uid-of-another"),
+        "the annotations podsnap.dev/service-account and podsnap.dev/stored-uid are written by "
+        "the controller alone",
+    ),
+    "an agent asks for another node": (
+        AGENT_2,
+        asks("node-1"),
+        "the agent of node-2 asks for tokens, and takes that back, with spec.nodeName: node-2; "
+        "this request is of node-1",
+    ),
+    "an agent takes another node's request back": (
+        AGENT_2,
+        deletes(POD_SNAPSHOT_TOKEN_REQUESTS, "asked"),
+        "the agent of node-2 asks for tokens, and takes that back, with spec.nodeName: node-2; "
+        "this request is of node-1",
+    ),
+    "an agent of no node asks": (ADRIFT, asks(""), NO_NODE),
+    "a user asks for a token": (
+        USER,
+        asks("node-1"),
+        "PodSnapshotTokenRequests are made by podsnap's agents and answered by its controller, so "
+        f"{ALICE} cannot create one",
+    ),
+    "a user answers a request": (
+        USER,
+        answers,
+        "PodSnapshotTokenRequests are made by podsnap's agents and answered by its controller, so "
+        f"{ALICE} cannot change one",
+    ),
+    "the controller mints for the API server": (
+        CONTROLLER,
+        mints("https://kubernetes.default.svc"),
+        ONLY_GOOGLE.format("https://kubernetes.default.svc"),
+    ),
+    "the controller mints for the API server unsaid": (
+        CONTROLLER,
+        mints(),
+        ONLY_GOOGLE.format("https://kubernetes.default.svc"),
+    ),
+    "the controller mints for both": (
+        CONTROLLER,
+        mints(PROVIDER, "https://kubernetes.default.svc"),
+        ONLY_GOOGLE.format(f"{PROVIDER}, https://kubernetes.default.svc"),
+    ),
+    "the controller mints for long": (
+        CONTROLLER,
+        mints(PROVIDER, life_s=7200),
+        "podsnap's controller asks for tokens of an hour at most",
+    ),
+    "the controller mints a node's token": (
+        CONTROLLER,
+        mints(PROVIDER, kind="Node"),
+        "podsnap's controller asks for tokens that end with a Pod, or with no object",
+    ),
     "an agent of no node claims": (ADRIFT, reports("free", **progress("", "InProgress")), NO_NODE),
     "an agent of no node deletes a Pod of none": (ADRIFT, deletes(PODS, "pod-0"), NO_NODE),
     "an agent of no node tells of a Pod": (ADRIFT, tells("pod-1", RESTORED), NO_NODE),
@@ -591,6 +736,7 @@ REFUSED: dict[str, tuple[str, Act, str]] = {
 def seen(world: World) -> list[dict[str, Any]]:
     """Return all that the rules are about, without the server's own bookkeeping."""
     found = world.snapshots() + world.admin.list(PODS, namespace=world.namespace)[0]
+    found += world.admin.list(POD_SNAPSHOT_TOKEN_REQUESTS, namespace=world.namespace)[0]
     found += world.admin.list(LEASES, namespace=SYSTEM_NAMESPACE)[0]
     for obj in found:
         del obj["metadata"]["managedFields"], obj["metadata"]["resourceVersion"]
@@ -606,7 +752,13 @@ def test_each_may_do_its_own_part(guarded: Guarded, place: World, what: str) -> 
     assert (seen(place) != before) == (what not in UNCHANGED)
 
 
-UNCHANGED = {"a user takes that back", "a user writes what is there", "an agent takes that back"}
+UNCHANGED = {
+    "a user takes that back",
+    "a user writes what is there",
+    "an agent takes that back",
+    "the controller mints for a provider",
+    "the controller mints for GKE's pool",
+}
 
 
 @pytest.mark.parametrize("what", REFUSED)
@@ -620,7 +772,10 @@ def test_nobody_may_do_anothers(guarded: Guarded, place: World, what: str) -> No
     assert seen(place) == before
 
 
-@pytest.mark.parametrize("name", ["podsnap-snapshots", "podsnap-agents"])
+@pytest.mark.parametrize(
+    "name",
+    ["podsnap-snapshots", "podsnap-agents", "podsnap-token-requests", "podsnap-controller-tokens"],
+)
 def test_the_rules_speak_of_fields_that_exist(guarded: Guarded, name: str) -> None:
     """As the cluster's own type check says."""
 
