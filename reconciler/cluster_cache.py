@@ -14,6 +14,7 @@ from backends.kube.client import (
     POD_SNAPSHOT_MANUAL_TRIGGERS,
     POD_SNAPSHOT_POLICIES,
     POD_SNAPSHOT_STORAGE_CONFIGS,
+    POD_SNAPSHOT_TOKEN_REQUESTS,
     POD_SNAPSHOTS,
     PODS,
     RUNTIME_CLASSES,
@@ -31,6 +32,7 @@ from schemas.pod import Pod
 from schemas.policy import Policy
 from schemas.snapshot import Compatibility, Snapshot
 from schemas.storage_config import StorageConfig
+from schemas.token_request import TokenRequest
 from schemas.trigger import ManualTrigger
 
 Changed = Callable[[Any, Any], None]
@@ -64,6 +66,9 @@ class ClusterCache(ReflectorSet):
         self.storage_configs: Reflector[StorageConfig] = Reflector(
             client, POD_SNAPSHOT_STORAGE_CONFIGS, project=StorageConfig.parse
         )
+        self.token_requests: Reflector[TokenRequest] = Reflector(
+            client, POD_SNAPSHOT_TOKEN_REQUESTS, project=TokenRequest.parse
+        )
         self.git_sources: Reflector[GitSource] = Reflector(
             client, GIT_SOURCES, project=GitSource.parse
         )
@@ -82,6 +87,7 @@ class ClusterCache(ReflectorSet):
             self.policies,
             self.triggers,
             self.storage_configs,
+            self.token_requests,
             self.git_sources,
             self.leases,
             self.runtime_classes,

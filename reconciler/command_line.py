@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import click
 
+from backends.objects.workload_identity import GOOGLE_IAM, GOOGLE_STS, WorkloadIdentity
 from reconciler.commands.exit_codes import ExitCode, epilog
 
 # Where a command is: imported when it is asked for, because each would slow the others down.
@@ -23,6 +24,7 @@ _ELSEWHERE: Final = {
     "nodes": "reconciler.commands.upkeep",
     "plan": "reconciler.commands.plan",
     "retention": "reconciler.commands.upkeep",
+    "store": "reconciler.commands.store",
     "story": "reconciler.commands.snapshots",
     "trace": "reconciler.commands.trace",
 }
@@ -55,6 +57,15 @@ def main() -> None:
     """Pod snapshots for any Kubernetes cluster that runs gVisor."""
 
 
+def _duration(context: click.Context, parameter: click.Parameter, value: str) -> float:
+    from schemas.durations import parse_go_duration_s
+
+    try:
+        return parse_go_duration_s(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), context, parameter) from error
+
+
 @main.command()
 @click.option("--kubeconfig", type=click.Path(path_type=Path), help="Default: in-cluster.")
 @click.option(
@@ -67,13 +78,54 @@ def main() -> None:
     default="",
     help="Address of a server that speaks Cloud Storage's JSON API; default: Google's.",
 )
-@click.option("--cluster-id", default="local", show_default=True, help="Mark on stored objects.")
+@click.option(
+    "--workload-identity-provider",
+    default="",
+    metavar="AUDIENCE",
+    help="Workload identity provider that knows this cluster; without, no Pod has a token of its "
+    "own (podKSA).",
+)
+@click.option(
+    "--service-account-to-impersonate",
+    default="",
+    metavar="EMAIL",
+    help="Google service account for Pods whose ServiceAccount has no annotation "
+    "iam.gke.io/gcp-service-account; default: the Pods' own principals.",
+)
+@click.option("--sts-endpoint", default=GOOGLE_STS, show_default=True, help="For tests.")
+@click.option("--iam-endpoint", default=GOOGLE_IAM, show_default=True, help="For tests.")
+@click.option(
+    "--cluster-id",
+    default="",
+    help="Mark on stored objects, the same as the agents' cluster_id, and no other cluster's; "
+    "default: the UID of namespace kube-system.",
+)
+@click.option(
+    "--region",
+    default="",
+    help="The cluster's region, which a bucket's location is compared with; default: as a Node "
+    "with an agent is labelled (topology.kubernetes.io/region).",
+)
+@click.option(
+    "--sweep-grace",
+    default="24h",
+    show_default=True,
+    callback=_duration,
+    help="How long bytes of this cluster may be in a bucket without a PodSnapshot before they are "
+    "removed, such as 30m.",
+)
 @click.option("--metrics-address", default="127.0.0.1:8080", show_default=True)
 def controller(
     kubeconfig: Path | None,
     bucket_root: Path | None,
     bucket_endpoint: str,
+    workload_identity_provider: str,
+    service_account_to_impersonate: str,
+    sts_endpoint: str,
+    iam_endpoint: str,
     cluster_id: str,
+    region: str,
+    sweep_grace: float,
     metrics_address: str,
 ) -> None:
     """Run the controller: policies, triggers, snapshots, storage, Git sources."""
@@ -88,9 +140,19 @@ def controller(
         metrics_export,
         span_export,
     )
+    from reconciler.cluster_id import own_cluster_id
     from reconciler.gke_addon import refusal, traces_of_addon
     from reconciler.manager import Manager, ManagerSettings, default_identity
 
+    try:
+        workload_identity = WorkloadIdentity(
+            provider=workload_identity_provider,
+            sts_url=sts_endpoint,
+            iam_url=iam_endpoint,
+            impersonate=service_account_to_impersonate,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
     configure_logging()
     agent_name = "podsnap-controller"
     transport = (
@@ -98,12 +160,15 @@ def controller(
         if kubeconfig
         else Transport.in_cluster(user_agent=agent_name)
     )
+    client, clock = KubeClient(transport), SystemClock()
     settings = ManagerSettings(
-        cluster_id=cluster_id,
+        cluster_id=cluster_id or own_cluster_id(client),
         buckets=BucketAccess(bucket_root, bucket_endpoint),
         identity=default_identity(),
+        region=region,
+        sweep_grace_s=sweep_grace,
+        workload_identity=workload_identity,
     )
-    client, clock = KubeClient(transport), SystemClock()
     refused = refusal(traces_of_addon(client, clock))
     if refused:
         raise click.ClickException(refused)

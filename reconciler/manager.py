@@ -5,6 +5,7 @@ Every replica fills its caches; only the leader works. Losing the lease ends the
 anew is the one way back that is exercised every day.
 """
 
+import functools
 import logging
 import os
 import threading
@@ -18,10 +19,15 @@ from backends.kube.events import EventRecorder
 from backends.kube.lease import LeaderElection
 from backends.objects.factory import BucketAccess, open_store
 from backends.objects.interface import ObjectStore
+from backends.objects.workload_identity import NO_IDENTITY, WorkloadIdentity
 from policies.identity import manual_snapshot_name
 from policies.obsolescence import SILENT_S, Template
 from policies.selection import selecting_policies
+from policies.sweeping import DEFAULT_GRACE_S
+from reconciler.bucket_sweep import BucketSweep
 from reconciler.cluster_cache import ClusterCache
+from reconciler.cluster_id import LEASE_NAME
+from reconciler.cluster_region import ClusterRegion
 from reconciler.controller import Controller, Key
 from reconciler.demand_book import DemandBook
 from reconciler.git_source_controller import GitSourceController
@@ -30,8 +36,15 @@ from reconciler.policy_controller import PolicyController
 from reconciler.retention_controller import RetentionController
 from reconciler.snapshot_controller import SnapshotController
 from reconciler.storage_controller import StorageController
+from reconciler.token_request_controller import Mint, TokenRequestController
 from reconciler.trigger_controller import TriggerController
-from schemas.names import CONTROLLER_MANAGER, READY, SYSTEM_NAMESPACE, TRIGGERED_BY_LABEL
+from schemas.names import (
+    CLUSTER_ID_ANNOTATION,
+    CONTROLLER_MANAGER,
+    READY,
+    SYSTEM_NAMESPACE,
+    TRIGGERED_BY_LABEL,
+)
 from schemas.node_facts import NodeFacts
 from schemas.pod import Pod
 from schemas.policy import Policy
@@ -42,7 +55,6 @@ from schemas.trigger import ManualTrigger
 
 log = logging.getLogger(__name__)
 
-LEASE_NAME: Final = "podsnap-controller"
 _SYNC_LIMIT_S: Final = 60.0
 
 
@@ -54,6 +66,9 @@ class ManagerSettings:
     buckets: BucketAccess
     identity: str
     namespace: str = SYSTEM_NAMESPACE
+    region: str = ""
+    sweep_grace_s: float = DEFAULT_GRACE_S
+    workload_identity: WorkloadIdentity = NO_IDENTITY
 
 
 class Manager:
@@ -72,29 +87,64 @@ class Manager:
             client, component=CONTROLLER_MANAGER, instance=settings.identity, clock=clock
         )
         triggers = TriggerController(client, self.cache, clock)
-        snapshots = SnapshotController(client, self.cache, clock, self._store, self._demands)
+        snapshots = SnapshotController(
+            client, self.cache, clock, self._store, self._demands, self._events
+        )
         self._snapshot_controller = snapshots
         policies = PolicyController(client, self.cache, clock)
-        storage = StorageController(client, self.cache, clock, settings.cluster_id, self._store)
+        sweep = BucketSweep(
+            client,
+            self.cache,
+            clock,
+            settings.cluster_id,
+            self._store,
+            settings.sweep_grace_s,
+        )
+        storage = StorageController(
+            client,
+            self.cache,
+            clock,
+            settings.cluster_id,
+            self._store,
+            self._pod_side_store,
+            ClusterRegion(client, self._nodes, settings.region).get,
+            self._pod_identity,
+            sweep.stopped,
+        )
         sources = GitSourceController(client, self.cache, clock, self._events)
         retention = RetentionController(
             client, self.cache, clock, self._demands, self._events, self.metrics
         )
         self._triggers = self._controller("trigger", triggers.reconcile, threads=2)
         self._snapshots = self._controller("snapshot", snapshots.reconcile, threads=2)
+        # Each may wait minutes for a bucket that does not answer.
+        self._deletions = self._controller("deletion", snapshots.delete_bytes, threads=4)
+        snapshots.delete_soon = self._deletions.queue.add
         self._policies = self._controller("policy", policies.reconcile)
-        self._storage = self._controller("storage", storage.reconcile)
+        # One bucket that is long, or does not answer, holds up no other.
+        self._storage = self._controller("storage", storage.reconcile, threads=4)
+        self._sweeps = self._controller("sweep", sweep.reconcile, threads=2)
         # One repository that does not answer holds up no other.
         self._sources = self._controller("gitsource", sources.reconcile, threads=4)
         self._retention = self._controller("retention", retention.reconcile)
+        tokens = self._token_requests = TokenRequestController(
+            client, self.cache, clock, settings.workload_identity, self._mint(settings)
+        )
+        # Each waits for answers from outside of the cluster.
+        self._tokens = self._controller("tokenrequest", tokens.reconcile, threads=4)
+        self._sightings = self._controller("sighting", tokens.look_at_save)
         self._demand = self._controller("demand", self._look_at_demand)
         self._controllers = (
             self._triggers,
             self._snapshots,
+            self._deletions,
             self._policies,
             self._storage,
+            self._sweeps,
             self._sources,
             self._retention,
+            self._tokens,
+            self._sightings,
             self._demand,
         )
         self._wire()
@@ -106,6 +156,7 @@ class Manager:
             on_started=self._lead,
             on_stopped=self._stop_leading,
             clock=clock,
+            annotations={CLUSTER_ID_ANNOTATION: settings.cluster_id},
         )
         leading = self.metrics.leading.labels(name=LEASE_NAME)
         leading.set_function(lambda: self._election.is_leader)
@@ -157,6 +208,32 @@ class Manager:
     def _store(self, location: Location) -> ObjectStore:
         return open_store(location.bucket, self._buckets)
 
+    def _nodes(self) -> list[str]:
+        known = sorted(self.cache.leases.store.items(), key=lambda n: -n.renewed_at_s)
+        return [n.node for n in known]
+
+    def _pod_side_store(self, config: StorageConfig) -> ObjectStore | None:
+        """Open a bucket as a Pod's identity, if there is a Pod; a directory knows but one."""
+        if config.location is None or self._buckets.root is not None:
+            return self._store(config.location) if config.location else None
+        tokens = self._token_requests.pod_side_tokens(config)
+        if tokens is None:
+            return None
+        return open_store(config.location.bucket, self._buckets, tokens=tokens)
+
+    def _pod_identity(self, config: StorageConfig) -> str:
+        return self._token_requests.pod_identity(config)
+
+    def _mint(self, settings: ManagerSettings) -> Callable[[], Mint]:
+        @functools.cache
+        def mint() -> Mint:
+            # 250 ms that a cluster without Cloud Storage need not pay
+            from backends.objects.gcs.credentials import TokenExchange
+
+            return TokenExchange(settings.workload_identity, self._clock)
+
+        return mint
+
     # -- which change wakes which key
 
     def _wire(self) -> None:
@@ -167,6 +244,7 @@ class Manager:
         cache.triggers.on_change = _queue_into(self._triggers)
         cache.storage_configs.on_change = self._storage_changed
         cache.git_sources.on_change = _queue_into(self._sources)
+        cache.token_requests.on_change = _queue_into(self._tokens)
         cache.leases.on_change = self._node_changed
         for workload in cache.workloads:
             workload.on_change = self._template_changed
@@ -210,6 +288,9 @@ class Manager:
         if snapshot is None:
             return
         self._snapshots.queue.add(snapshot.metadata.key)
+        # Where buckets are directories nobody asks as whom.
+        if self._buckets.root is None and _claim(new) not in {None, _claim(old)}:
+            self._sightings.queue.add(snapshot.metadata.key)
         if TRIGGERED_BY_LABEL in snapshot.metadata.labels:
             for trigger in self._open_triggers(snapshot.metadata.namespace):
                 if manual_snapshot_name(trigger.metadata.uid) == snapshot.metadata.name:
@@ -242,9 +323,11 @@ class Manager:
         config = new or old
         if config is None:
             return
-        self._storage.queue.add(config.metadata.key)
         if old is not None and new is not None and _is_same_storage(old, new):
             return
+        if old is None or new is None or _is_news(old, new):
+            self._storage.queue.add(config.metadata.key)
+            self._sweeps.queue.add(config.metadata.key)
         for policy in self.cache.policies.store.items():
             if policy.storage_config_name == config.metadata.name:
                 self._policies.queue.add(policy.metadata.key)
@@ -324,12 +407,17 @@ def _concerns_policies(old: Pod, new: Pod) -> bool:
     )
 
 
+def _claim(snapshot: Snapshot | None) -> tuple[str, str] | None:
+    capture = snapshot.capture if snapshot else None
+    return (capture.node, capture.pod_uid) if capture else None
+
+
 def _is_same_storage(old: StorageConfig, new: StorageConfig) -> bool:
-    return (old.conditions, old.location, old.metadata.annotations) == (
-        new.conditions,
-        new.location,
-        new.metadata.annotations,
-    )
+    return not _is_news(old, new) and _verdicts(old) == _verdicts(new)
+
+
+def _verdicts(config: StorageConfig) -> dict[str, tuple[str, str]]:
+    return {c.type: (c.status, c.reason) for c in config.conditions.values()}
 
 
 def default_identity() -> str:

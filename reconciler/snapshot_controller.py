@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """PodSnapshots: the state machine's facts gathered, its effects carried out, ``Ready`` written.
 
-The bytes are deleted here, by the place recorded at the claim, so that neither the policy nor the
-storage config nor the node needs to exist any more.
+The bytes go before the object (reconciler.byte_deletion), in threads of their own: a bucket that
+does not answer must hold up no other snapshot.
 """
 
 import contextlib
@@ -14,10 +14,11 @@ from typing import Any, Final
 from backends.clock import Clock
 from backends.kube.client import POD_SNAPSHOT_POLICIES, POD_SNAPSHOTS, KubeClient
 from backends.kube.errors import Conflict, NotFound
-from backends.objects.interface import BucketMissing, ObjectStore, StoreError
-from nodeexec.upload import delete_attempt
+from backends.kube.events import EventRecorder
+from backends.objects.interface import ObjectStore
 from policies.capturing import storage_usable
 from policies.obsolescence import Standing, standing_of
+from reconciler.byte_deletion import ByteDeletion
 from reconciler.cluster_cache import ClusterCache
 from reconciler.controller import Key
 from reconciler.demand_book import DemandBook
@@ -58,7 +59,6 @@ from statemachine.trace import instant_s, save_spans, save_traceparent
 log = logging.getLogger(__name__)
 
 _LOOK_AGAIN_S: Final = 15.0
-_DELETE_RETRY_S: Final = 5.0
 # Both instants may have been cut to whole seconds.
 _COARSE_S: Final = 1.0
 _LOST: Final = "AgentLost"
@@ -77,9 +77,17 @@ class SnapshotController:
     clock: Clock
     open_store: Callable[[Location], ObjectStore]
     demands: DemandBook
+    events: EventRecorder
     # Who takes the spans of a save that has ended, if anybody does; returns whether it did.
     send_spans: Callable[[Sequence[Span]], bool] | None = None
+    # Who calls ``delete_bytes`` for a key, in a thread that may wait.
+    delete_soon: Callable[[Key], object] = lambda _key: None
     _signs_of_life: dict[str, tuple[float, float]] = field(default_factory=dict)
+    _deletion: ByteDeletion = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Share what is given."""
+        self._deletion = ByteDeletion(self.open_store, self.events, self.clock)
 
     def reconcile(self, key: Key) -> float | None:
         """Bring one snapshot one step further."""
@@ -95,11 +103,8 @@ class SnapshotController:
         if Effect.DELETE_BYTES in outcome.effects:
             if recorded_state(snapshot) is not State.DELETING:
                 self._write(snapshot, outcome, standing)
-            message = self._delete_bytes(snapshot)
-            if message:
-                self._write(snapshot, Step(State.DELETING, message), standing)
-                return _DELETE_RETRY_S
-            outcome = step(replace(facts, bytes_remain=False))
+            self.delete_soon(key)
+            return None
         if Effect.RELEASE in outcome.effects:
             self._release(snapshot)
             return None
@@ -114,6 +119,20 @@ class SnapshotController:
             self._announce_waiting(snapshot)
         waiting = outcome.state in {State.PENDING, State.CHECKPOINTING, State.UPLOADING}
         return _LOOK_AGAIN_S if waiting or not is_told else standing.look_again_s
+
+    def delete_bytes(self, key: Key) -> float | None:
+        """Delete the bytes of a snapshot that goes, or whose save was lost; then let it go."""
+        snapshot = self.cache.snapshots.store.get(*key)
+        if snapshot is None or not (snapshot.metadata.is_deleting or _is_lost(snapshot)):
+            return None
+        kept = self._deletion.delete(snapshot)
+        if kept is not None:
+            if snapshot.metadata.is_deleting and kept.because:
+                self._write(snapshot, Step(State.DELETING, kept.because), Standing())
+            return kept.retry_s
+        if snapshot.metadata.is_deleting:
+            self._release(snapshot)
+        return None
 
     def _trace(self, snapshot: Snapshot) -> bool:
         """Tell the spans of a save that has ended; the annotation says that they were taken.
@@ -221,21 +240,6 @@ class SnapshotController:
             self._signs_of_life[name] = (renewed_s, now_s)
         return now_s - seen_at_s < AGENT_LOST_S
 
-    def _delete_bytes(self, snapshot: Snapshot) -> str:
-        """Delete everything of the snapshot; returns why something may remain, or nothing."""
-        capture = snapshot.capture
-        if capture is None or capture.location is None:
-            return ""
-        try:
-            store = self.open_store(capture.location)
-            deleted = delete_attempt(store, capture.location, snapshot.metadata.uid)
-        except BucketMissing:
-            return ""
-        except StoreError as error:
-            return f"its bytes in {capture.location.url} cannot be deleted: {error}"
-        log.info("%d objects of %s deleted", deleted, snapshot.metadata)
-        return ""
-
     def _release(self, snapshot: Snapshot) -> None:
         remaining = [f for f in snapshot.metadata.finalizers if f != FINALIZER]
         if len(remaining) == len(snapshot.metadata.finalizers):
@@ -318,11 +322,7 @@ class SnapshotController:
             return True
         capture = snapshot.capture
         # What was once taken away must stand in every later apply, or it would be removed.
-        if (
-            capture is not None
-            and capture.failure is not None
-            and (capture.failure.reason == _LOST or capture.node == _NOBODY)
-        ):
+        if capture is not None and capture.failure is not None and _is_lost(snapshot):
             text = f"{capture.failure.reason}: {capture.failure.message}"
             self._apply(
                 snapshot,
@@ -331,7 +331,7 @@ class SnapshotController:
                 control=control,
                 conditions=capture_conditions(State.FAILED, text),
             )
-            self._delete_bytes(snapshot)
+            self.delete_soon(snapshot.metadata.key)
             return True
         self._apply(snapshot, outcome, taken=None, control=control, conditions=())
         return True
@@ -402,3 +402,11 @@ class SnapshotController:
             )
         except (NotFound, Conflict):
             return
+
+
+def _is_lost(snapshot: Snapshot) -> bool:
+    """Whether the controller took the save away from its node."""
+    capture = snapshot.capture
+    if capture is None or capture.failure is None:
+        return False
+    return capture.failure.reason == _LOST or capture.node == _NOBODY

@@ -1,38 +1,64 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Storage configs: is the bucket writable, and does it hold bytes that nobody owns?
+"""Storage configs: is the bucket fit for snapshots, and what would be better?
 
-The sweep compares the bucket with the cluster. An object is removed only if it carries this
-cluster's mark, its snapshot is unknown to a live GET as well as to the cache, and it was unknown at
-the sweep before too: a cache may be behind, and a save may just begin.
+The bucket is asked about itself at every look; what podsnap may do in it is tried much less often,
+because that makes and deletes an object. Saves and restores wait only for what makes them
+impossible.
 """
 
 import logging
+import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from backends.clock import Clock
-from backends.kube.client import POD_SNAPSHOT_STORAGE_CONFIGS, POD_SNAPSHOTS, KubeClient
-from backends.kube.errors import ApiError, NotFound
-from backends.objects.interface import (
-    ObjectInfo,
-    ObjectNotFound,
-    ObjectStore,
-    PreconditionFailed,
-    StoreError,
+from backends.kube.client import POD_SNAPSHOT_STORAGE_CONFIGS, KubeClient
+from backends.kube.errors import Conflict, NotFound
+from backends.objects.bucket_probe import (
+    PROBE_PREFIX,
+    probe_deletion,
+    probe_list,
+    probe_writes,
 )
-from nodeexec.upload import CLUSTER_KEY, NAMESPACE_KEY, SNAPSHOT_UID_KEY
+from backends.objects.interface import (
+    BucketDescription,
+    BucketMissing,
+    ObjectStore,
+    PermissionDenied,
+    StoreError,
+    StoreUnavailable,
+)
+from nodeexec.upload import CLUSTER_KEY
+from policies.bucket_review import BucketFacts, Step, conditions_of, review_bucket
 from reconciler.cluster_cache import ClusterCache
 from reconciler.controller import Key
-from reconciler.policy_controller import write_ready
-from schemas.conditions import Condition
-from schemas.names import READY
+from schemas.conditions import Condition, render_conditions
+from schemas.instants import to_time
+from schemas.names import API_VERSION, AS_RECOMMENDED, CONTROLLER_MANAGER, READY
 from schemas.storage_config import Location, StorageConfig
 
 log = logging.getLogger(__name__)
 
 CHECK_INTERVAL_S: Final = 30.0
-_TOMBSTONE_S: Final = 20.0
+PROBE_INTERVAL_S: Final = 300.0
+
+OpenStore = Callable[[Location], ObjectStore]
+# A store as a Pod's identity sees it, ``None`` where nobody here may act as one.
+PodSideStore = Callable[[StorageConfig], ObjectStore | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What was tried: the error of each step, as a Pod's identity and as our own."""
+
+    pod_side: dict[Step, str] | None
+    own: dict[Step, str]
+
+    @property
+    def are_whole(self) -> bool:
+        """Whether nothing went wrong."""
+        return not any([*(self.pod_side or {}).values(), *self.own.values()])
 
 
 @dataclass(slots=True)
@@ -43,86 +69,186 @@ class StorageController:
     cache: ClusterCache
     clock: Clock
     cluster_id: str
-    open_store: Callable[[Location], ObjectStore]
-    _tombstones: dict[tuple[str, str, int], float] = field(default_factory=dict)
+    open_store: OpenStore
+    pod_side_store: PodSideStore = lambda _config: None
+    region: Callable[[], str] = str
+    # The ServiceAccount as which the Pod's side was opened last, empty if as no tenant's.
+    pod_identity: Callable[[StorageConfig], str] = lambda _config: ""
+    # Why the sweep removes nothing there, empty if it does.
+    sweep_stopped: Callable[[StorageConfig], str] = lambda _config: ""
+    # By UID: when it was tried, for which generation, and what came of it.
+    _tried: dict[str, tuple[float, int, Rights]] = field(default_factory=dict)
+    # By UID: when its conditions were written last.
+    _written_s: dict[str, float] = field(default_factory=dict)
+    # A probe's name that somebody could know before could be taken.
+    _suffix: str = field(default_factory=lambda: f"-{secrets.token_hex(4)}")
 
     def reconcile(self, key: Key) -> float | None:
-        """Check the bucket, say so, and sweep it."""
+        """Look at the bucket and say how it is."""
         config = self.cache.storage_configs.store.get(*key)
         if config is None or config.metadata.is_deleting:
             return None
         generation = config.metadata.generation
         if config.location is None:
             message = "no bucket is named; set spec.snapshotStorageConfig.gcs.bucket"
-            self._write(config, Condition(READY, "False", "NoBucket", message, "", generation))
+            self._write(config, (Condition(READY, "False", "NoBucket", message, "", generation),))
             return None
         if config.path_error:
-            self._write(
-                config, Condition(READY, "False", "InvalidPath", config.path_error, "", generation)
-            )
+            wrong = Condition(READY, "False", "InvalidPath", config.path_error, "", generation)
+            self._write(config, (wrong,))
             return None
-        try:
-            store = self.open_store(config.location)
-            store.describe()
-        except StoreError as error:
-            message = f"bucket {config.location.bucket} cannot be written: {error}"
-            self._write(
-                config, Condition(READY, "False", "BucketNotWritable", message, "", generation)
-            )
-            return CHECK_INTERVAL_S / 3
-        message = f"{config.location.url} is writable"
-        self._write(config, Condition(READY, "True", "Ready", message, "", generation))
-        self._sweep(store, config.location)
-        return CHECK_INTERVAL_S if not self._tombstones else _TOMBSTONE_S + 1
-
-    def _sweep(self, store: ObjectStore, location: Location) -> None:
-        known = {s.metadata.uid for s in self.cache.snapshots.store.items()}
-        now_s = self.clock.monotonic_s()
-        found: set[tuple[str, str, int]] = set()
-        prefix = f"{location.path}/" if location.path else ""
-        for info in list(store.list(prefix)):
-            uid = info.metadata.get(SNAPSHOT_UID_KEY, "")
-            if info.metadata.get(CLUSTER_KEY) != self.cluster_id or not uid or uid in known:
-                continue
-            tombstone = (location.bucket, info.name, info.generation)
-            found.add(tombstone)
-            since_s = self._tombstones.setdefault(tombstone, now_s)
-            if now_s - since_s >= _TOMBSTONE_S and self._is_unknown_live(info, uid, location):
-                self._remove(store, info)
-                found.discard(tombstone)
-                del self._tombstones[tombstone]
-        for gone in [
-            t
-            for t in self._tombstones
-            if t[0] == location.bucket and t[1].startswith(prefix) and t not in found
-        ]:
-            del self._tombstones[gone]
-
-    def _is_unknown_live(self, info: ObjectInfo, uid: str, location: Location) -> bool:
-        # <path>/<snapshot name>/<part>
-        name = info.name.removeprefix(f"{location.path}/").split("/")[0]
-        namespace = info.metadata.get(NAMESPACE_KEY, "")
-        try:
-            live = self.client.get(POD_SNAPSHOTS, name, namespace=namespace)
-        except NotFound:
-            return True
-        except ApiError:
-            return False
-        return bool(live["metadata"]["uid"] != uid)
-
-    def _remove(self, store: ObjectStore, info: ObjectInfo) -> None:
-        try:
-            store.delete(info.name, if_generation_match=info.generation)
-            log.info("removed %s, which no PodSnapshot owns", info.name)
-        except (ObjectNotFound, PreconditionFailed):
-            return
-
-    def _write(self, config: StorageConfig, condition: Condition) -> None:
-        write_ready(
-            self.client,
-            POD_SNAPSHOT_STORAGE_CONFIGS,
-            config.metadata,
-            condition,
-            previous=config.conditions,
-            clock=self.clock,
+        facts = look(config.location, self.open_store, self._rights_of(config), self.region)
+        if facts.missing:
+            self._tried.pop(config.metadata.uid, None)
+        facts = replace(
+            facts,
+            pod_identity=self.pod_identity(config),
+            sweep_stopped=self.sweep_stopped(config),
         )
+        findings = review_bucket(facts)
+        self._write(config, conditions_of(facts, findings, generation))
+        return CHECK_INTERVAL_S / 3 if any(f.blocks for f in findings) else CHECK_INTERVAL_S
+
+    def _rights_of(self, config: StorageConfig) -> Callable[[ObjectStore], Rights]:
+        def rights(own: ObjectStore) -> Rights:
+            uid, generation = config.metadata.uid, config.metadata.generation
+            now_s = self.clock.monotonic_s()
+            at_s, tried_for, known = self._tried.get(uid, (0.0, -1, None))
+            if known is not None and tried_for == generation:
+                wait_s = PROBE_INTERVAL_S if known.are_whole else CHECK_INTERVAL_S
+                if now_s - at_s < wait_s:
+                    return known
+            try:
+                found = try_rights(
+                    config,
+                    own,
+                    lambda: self.pod_side_store(config),
+                    {CLUSTER_KEY: self.cluster_id},
+                    suffix=self._suffix,
+                )
+            except StoreUnavailable as error:
+                if known is None or tried_for != generation:
+                    raise
+                log.info("%s: rights could not be tried: %s", config.location, error)
+                return known
+            self._tried[uid] = (now_s, generation, found)
+            return found
+
+        return rights
+
+    def _write(self, config: StorageConfig, conditions: tuple[Condition, ...]) -> None:
+        """Apply both conditions at once: what an apply leaves out is removed."""
+        before = config.conditions
+        said = {c.type for c in conditions}
+        uid, now_s = config.metadata.uid, self.clock.monotonic_s()
+        is_whole = AS_RECOMMENDED in said or AS_RECOMMENDED not in before
+        if is_whole and all(_judges_alike(c, before.get(c.type)) for c in conditions):
+            # An error's text may differ every time, as by the id of a request.
+            is_late = now_s - self._written_s.get(uid, float("-inf")) >= PROBE_INTERVAL_S
+            if not is_late or all(c.says_the_same_as(before[c.type]) for c in conditions):
+                return
+        self._written_s[uid] = now_s
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": POD_SNAPSHOT_STORAGE_CONFIGS.kind,
+            "metadata": config.metadata.identity(),
+            "status": {
+                "conditions": render_conditions(
+                    conditions, previous=before, now=to_time(self.clock.now())
+                ),
+                "observedGeneration": config.metadata.generation,
+            },
+        }
+        try:
+            self.client.apply(
+                POD_SNAPSHOT_STORAGE_CONFIGS,
+                body,
+                field_manager=CONTROLLER_MANAGER,
+                subresource="status",
+                force=True,
+            )
+        except (NotFound, Conflict):
+            return  # deleted meanwhile
+
+
+def _judges_alike(new: Condition, old: Condition | None) -> bool:
+    return old is not None and (new.status, new.reason, new.observed_generation) == (
+        old.status,
+        old.reason,
+        old.observed_generation,
+    )
+
+
+def look(
+    location: Location,
+    open_store: OpenStore,
+    rights_in: Callable[[ObjectStore], Rights],
+    region: Callable[[], str],
+    *,
+    who: str = "",
+) -> BucketFacts:
+    """Gather what is judged of a bucket; no error of the store leaves here.
+
+    ``who`` is one person who tries all rights, instead of Pods and controller.
+    """
+    described, denied = BucketDescription(), ""
+    try:
+        store = open_store(location)
+        try:
+            described = store.describe()
+        except PermissionDenied as error:
+            denied = str(error)
+        rights = rights_in(store)
+    except BucketMissing as error:
+        return BucketFacts(location, missing=str(error))
+    except StoreUnavailable as error:
+        return BucketFacts(location, unreachable=str(error))
+    except StoreError as error:
+        return BucketFacts(location, refused=str(error))
+    return BucketFacts(
+        location,
+        may_not_describe=denied,
+        bucket_location=described.location,
+        hierarchical_namespace=described.hierarchical_namespace,
+        uniform_access=described.uniform_access,
+        soft_delete_s=described.soft_delete_s,
+        region=region() if described.location else "",
+        pod_side=rights.pod_side,
+        own=rights.own,
+        who=who,
+    )
+
+
+def try_rights(
+    config: StorageConfig,
+    own: ObjectStore,
+    pod_side: Callable[[], ObjectStore | None],
+    marks: dict[str, str],
+    *,
+    suffix: str = "",
+) -> Rights:
+    """Try what a Pod's identity and our own need; ``suffix`` keeps two that try apart.
+
+    Raises:
+        StoreUnavailable: the bucket, or who makes tokens for it, did not answer.
+        BucketMissing: there is none.
+    """
+    location = config.location or Location("")
+    name = location.below(f"{PROBE_PREFIX}{config.metadata.uid}{suffix}").path
+    as_own = {
+        Step.LIST: probe_list(own, f"{location.path}/" if location.path else ""),
+        Step.DELETE: probe_deletion(own, f"{name}-none"),
+    }
+    as_pod: dict[Step, str] | None
+    try:
+        store = pod_side()
+    except StoreUnavailable:
+        raise
+    except StoreError as error:
+        as_pod = {Step.CREATE: str(error)}
+    else:
+        as_pod = None
+        if store is not None:
+            created, read, deleted = probe_writes(store, name, marks)
+            as_pod = {Step.CREATE: created, Step.GET: read, Step.DELETE: deleted}
+    return Rights(as_pod, as_own)

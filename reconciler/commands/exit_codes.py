@@ -35,6 +35,7 @@ class ExitCode(_Code):
     FORBIDDEN = 4, "the API server does not let you"
     UNREACHABLE = 5, "the API server does not answer"
     NOT_INSTALLED = 6, "the cluster does not have podsnap's CRDs"
+    DAMAGED = 7, "bytes in a bucket are not those that were saved"
     INTERRUPTED = 130, "ended by Ctrl-C"
 
 
