@@ -14,23 +14,22 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
-from localcluster import cgroups, control_plane, network, preflight, programs
+from localcluster import cgroups, control_plane, network, object_server, preflight, programs
 from localcluster.api_server import ApiServer
 from localcluster.certificates import Authority, write_private
 from localcluster.control_plane import ControlPlane
 from localcluster.exclusion import exclusively
-from localcluster.machine import ComponentStatus, Machine, MachineError
+from localcluster.machine import ComponentStatus, Machine, RunningComponent
 from localcluster.network import ClusterNetwork
 from localcluster.node import Node
 from localcluster.toolchain import REPOSITORY, Toolchain, default_cache
@@ -45,37 +44,6 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 
 class ClusterError(Exception):
     """The cluster cannot be brought up or down; the message says why and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunningComponent:
-    """One component of a running cluster, as a test handles it."""
-
-    machine: Machine
-    name: str
-
-    def status(self) -> ComponentStatus:
-        """Return how it is.
-
-        Raises:
-            MachineError: there is no such component.
-        """
-        for status in self.machine.status():
-            if status.name == self.name:
-                return status
-        raise MachineError(f"there is no component {self.name} on {self.machine.name}")
-
-    def stop(self) -> None:
-        """Stop it and keep it stopped."""
-        self.machine.stop(self.name)
-
-    def start(self) -> None:
-        """Start it after ``stop``."""
-        self.machine.start_again(self.name)
-
-    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send it a signal; the supervisor starts it again if it dies."""
-        self.machine.signal(self.name, number)
 
 
 class LocalCluster:
@@ -112,6 +80,11 @@ class LocalCluster:
     def buckets(self) -> Path:
         """The directory whose folders are the cluster's buckets."""
         return self.state_dir / "buckets"
+
+    @property
+    def bucket_endpoint(self) -> str:
+        """The address of its object server; empty where buckets are directories."""
+        return object_server.endpoint(self) if self._record().get("bucket") == "gcs" else ""
 
     @property
     def kubeconfig(self) -> Path:
@@ -277,12 +250,17 @@ class LocalCluster:
     # -- up
 
     def up(
-        self, *, nodes: int | None = None, with_programs: bool = True, block: str | None = None
+        self,
+        *,
+        nodes: int | None = None,
+        with_programs: bool = True,
+        block: str | None = None,
+        bucket: Literal["directory", "gcs"] | None = None,
     ) -> None:
         """Bring it up, from nothing or from whatever is left; return when it is ready.
 
-        ``nodes`` (1) and ``block`` (derived from the name) are fixed by the first call; leave them
-        out later.
+        ``nodes`` (1), ``block`` (derived from the name) and ``bucket`` (directory; or gcs, a server
+        that speaks Cloud Storage's protocol) are fixed by the first call; leave them out later.
 
         Raises:
             ClusterError, PreflightError, ToolchainError, NetworkError, MachineError, CgroupError:
@@ -291,9 +269,11 @@ class LocalCluster:
         preflight.check(self.root, self._preflight)
         self.toolchain.build(self.progress)
         with self._exclusively(), contextlib.closing(self.api()) as api:
-            self._settle(nodes, block)
+            self._settle(nodes, block, bucket)
             self._start_machines()
             self._start_kubernetes(api)
+            if self.bucket_endpoint:
+                object_server.start(self)
             if with_programs:
                 programs.start(self, api)
             self.progress(f"cluster {self.name} is ready")
@@ -302,26 +282,28 @@ class LocalCluster:
         # What runs has passed the checks; they cost half of an `up` that finds all in place.
         return [] if any(m.is_alive() for m in self.machines()) else preflight.problems(root)
 
-    def _settled(self, nodes: int | None, block: str | None) -> dict[str, str]:
+    def _settled(self, nodes: int | None, block: str | None, bucket: str | None) -> dict[str, str]:
         """Return the record of what must not change while the cluster lives."""
         net = ClusterNetwork.derived(self.name)
         wanted = {
             "block": str(network.parse_block(block) if block else net.block),
             "nodes": str(nodes or 1),
+            "bucket": bucket or "directory",
             "id": str(uuid.uuid4()),
         }
         record = self._record()
-        for key, given in (("block", block), ("nodes", nodes)):
-            if record and given is not None and wanted[key] != record[key]:
+        for key, given in (("block", block), ("nodes", nodes), ("bucket", bucket)):
+            was = record.get(key, "directory")  # an old record has no bucket
+            if record and given is not None and wanted[key] != was:
                 raise ClusterError(
-                    f"cluster {self.name} was made with {key} {record[key]}, which cannot become "
+                    f"cluster {self.name} was made with {key} {was}, which cannot become "
                     f"{wanted[key]}; remove it first: podsnap local down --name {self.name}"
                 )
         return record or wanted
 
-    def _settle(self, nodes: int | None, block: str | None) -> None:
+    def _settle(self, nodes: int | None, block: str | None, bucket: str | None) -> None:
         """Write every file."""
-        settled = self._settled(nodes, block)
+        settled = self._settled(nodes, block, bucket)
         network.refuse_if_routed(ClusterNetwork(self.name, network.parse_block(settled["block"])))
         self.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.state_dir.chmod(0o700)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -43,6 +43,7 @@ def _plain_errors() -> Iterator[None]:
     from localcluster.images import ImageError
     from localcluster.machine import MachineError
     from localcluster.network import NetworkError
+    from localcluster.object_server import ObjectServerError
     from localcluster.preflight import PreflightError
     from localcluster.toolchain import ToolchainError
     from localcluster.trace_backend import TraceBackendError
@@ -56,6 +57,7 @@ def _plain_errors() -> Iterator[None]:
         ImageError,
         MachineError,
         NetworkError,
+        ObjectServerError,
         PreflightError,
         ToolchainError,
         TraceBackendError,
@@ -67,12 +69,25 @@ def _plain_errors() -> Iterator[None]:
 @_NAME
 @click.option("--network", "block", help="The cluster's addresses, 10.N.0.0/16.")
 @click.option("--nodes", type=click.IntRange(1, 100), help="How many; 1 if not said.")
+@click.option(
+    "--bucket",
+    type=click.Choice(["directory", "gcs"]),
+    help="What buckets are: directories (if not said), or of a server that speaks Cloud Storage's "
+    "protocol.",
+)
 @click.option("--programs/--no-programs", default=True, help="Run podsnap itself, or leave it out.")
-def up(name: str, block: str | None, nodes: int | None, *, programs: bool) -> None:
+def up(
+    name: str,
+    block: str | None,
+    nodes: int | None,
+    bucket: Literal["directory", "gcs"] | None,
+    *,
+    programs: bool,
+) -> None:
     """Bring the cluster up; return when a Pod can start."""
     with _plain_errors():
         cluster = _cluster(name)
-        cluster.up(nodes=nodes, with_programs=programs, block=block)
+        cluster.up(nodes=nodes, with_programs=programs, block=block, bucket=bucket)
     click.echo(f"export KUBECONFIG={shlex.quote(str(cluster.kubeconfig))}")
 
 

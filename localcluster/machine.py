@@ -355,3 +355,34 @@ class Machine:
         """Return the command line that runs ``argv`` inside the machine."""
         namespaces = ("--mount", "--pid", "--net", "--uts", "--ipc")
         return ["nsenter", f"--target={self.pid()}", *namespaces, "--", *argv]
+
+
+@dataclass(frozen=True, slots=True)
+class RunningComponent:
+    """One component of a running cluster, as a test handles it."""
+
+    machine: Machine
+    name: str
+
+    def status(self) -> ComponentStatus:
+        """Return how it is.
+
+        Raises:
+            MachineError: there is no such component.
+        """
+        for status in self.machine.status():
+            if status.name == self.name:
+                return status
+        raise MachineError(f"there is no component {self.name} on {self.machine.name}")
+
+    def stop(self) -> None:
+        """Stop it and keep it stopped."""
+        self.machine.stop(self.name)
+
+    def start(self) -> None:
+        """Start it after ``stop``."""
+        self.machine.start_again(self.name)
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send it a signal; the supervisor starts it again if it dies."""
+        self.machine.signal(self.name, number)

@@ -280,8 +280,10 @@ disabled_plugins = [{disabled}]
             config=(self.directory / "kubelet.json",),
         )
 
-    def write_agent_settings(self, *, kubeconfig: Path, buckets: Path, cluster_id: str) -> None:
-        """Write the agent's settings."""
+    def write_agent_settings(
+        self, *, kubeconfig: Path, buckets: dict[str, str], cluster_id: str
+    ) -> None:
+        """Write the agent's settings; ``buckets`` are those that say how buckets are reached."""
         settings = {
             "node_name": self.name,
             "kubeconfig": kubeconfig,
@@ -294,14 +296,17 @@ disabled_plugins = [{disabled}]
             "ctr": self.toolchain.path("ctr"),
             "containerd_address": CONTAINERD_SOCKET,
             "containerd_state": CONTAINERD_STATE,
-            "bucket_root": buckets,
+            **buckets,
             "cluster_id": cluster_id,
             "metrics_address": f"{self.address}:{METRICS_PORT}",
             "runtime_state_dir": RUNTIME_STATE,
+            "pages_cgroup": f"podsnap-{self.cluster}/pages",
+            "cache_free_share": 0.0,  # it shares its disk with its owner, whose affair that is
         }
         (self.directory / "podsnap").mkdir(exist_ok=True, mode=0o700)
-        # A JSON string is a TOML string.
-        text = "".join(f"{key} = {json.dumps(str(value))}\n" for key, value in settings.items())
+        # A JSON string is a TOML string, and so is a number.
+        told = {k: v if isinstance(v, float) else str(v) for k, v in settings.items()}
+        text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in told.items())
         write_private(self.agent_settings, text)
 
     def ctr(self, *arguments: str) -> list[str]:

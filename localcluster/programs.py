@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 import requests
 
-from localcluster import control_plane
+from localcluster import control_plane, debian
 from localcluster.control_plane import ENVIRONMENT
+from localcluster.fuse_library import fuse_library
 from localcluster.machine import Component
 from localcluster.node import CONTAINERD_SOCKET, METRICS_PORT
-from localcluster.toolchain import REPOSITORY
+from localcluster.toolchain import REPOSITORY, default_cache
 from schemas import names
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 _TOKEN_VALID_S = 365 * 24 * 3600
 _PROBE_LIMIT_S = 2.0
+# Nobody waits a day here to see that what was left behind is removed.
+_SWEEP_GRACE = "20s"
 
 
 def manifests() -> list[Path]:
@@ -54,10 +57,11 @@ def start(cluster: "LocalCluster", api: "ApiServer") -> None:
     )
     control, *workers = cluster.machines()
     control.ensure(_controller(cluster, api))
+    agent_environment = {**_environment(), **_fuse(cluster)}
     for node, machine in zip(cluster.nodes, workers, strict=True):
         node.write_agent_settings(
             kubeconfig=_identity(cluster, api, names.AGENT_SERVICE_ACCOUNT, node=node.name),
-            buckets=cluster.buckets,
+            buckets=_buckets(cluster),
             cluster_id=cluster.id,
         )
         machine.ensure(
@@ -67,7 +71,7 @@ def start(cluster: "LocalCluster", api: "ApiServer") -> None:
                     *(sys.executable, "-m", "nodeexec.command_line", "agent"),
                     f"--settings={node.agent_settings}",
                 ),
-                env=_environment(),
+                env=agent_environment,
                 after_socket=str(CONTAINERD_SOCKET),
                 config=(node.agent_settings,),
             )
@@ -82,12 +86,30 @@ def _controller(cluster: "LocalCluster", api: "ApiServer") -> Component:
     kubeconfig = _identity(cluster, api, names.CONTROLLER_SERVICE_ACCOUNT)
     flags = (
         f"--kubeconfig={kubeconfig}",
-        f"--bucket-root={cluster.buckets}",
+        *(f"--{key.replace('_', '-')}={value}" for key, value in _buckets(cluster).items()),
+        f"--sweep-grace={_SWEEP_GRACE}",
         f"--metrics-address={cluster.network.control}:{control_plane.METRICS_PORT}",
         f"--cluster-id={cluster.id}",
     )
     program = (sys.executable, "-m", "reconciler.command_line", "controller")
     return Component(name="controller", argv=(*program, *flags), env=_environment())
+
+
+def _buckets(cluster: "LocalCluster") -> dict[str, str]:
+    """Return how the programs reach buckets, in the words of the agent's settings."""
+    if cluster.bucket_endpoint:
+        return {"bucket_endpoint": cluster.bucket_endpoint}
+    return {"bucket_root": str(cluster.buckets)}
+
+
+def _fuse(cluster: "LocalCluster") -> dict[str, str]:
+    """Return what lets an agent load images in the background."""
+    try:
+        library = fuse_library(default_cache(), progress=cluster.progress)
+    except debian.PackageError as error:
+        cluster.progress(f"without loading in the background: {error}")
+        return {}
+    return {"FUSE_LIBRARY_PATH": str(library)}
 
 
 def _environment() -> dict[str, str]:

@@ -104,7 +104,17 @@ TELEMETRY_BINARIES = (
     Binary("otelcol", "collector", "."),
 )
 
-GROUPS = {"cluster": BINARIES, "gitops": GITOPS_BINARIES, "telemetry": TELEMETRY_BINARIES}
+# What speaks Cloud Storage's protocol for `podsnap local up --bucket gcs`.
+STORAGE_BINARIES = (
+    Binary("fake-gcs-server", "fake-gcs-server", "github.com/fsouza/fake-gcs-server"),
+)
+
+GROUPS = {
+    "cluster": BINARIES,
+    "gitops": GITOPS_BINARIES,
+    "telemetry": TELEMETRY_BINARIES,
+    "storage": STORAGE_BINARIES,
+}
 
 
 def default_cache() -> Path:

@@ -19,7 +19,10 @@ from backends.kube.errors import ApiError
 from backends.kube.events import EventRecorder
 from backends.kube.lease import Heartbeat
 from backends.work_queue import Workers, WorkQueue
+from nodeexec.background_loads import BackgroundLoads
 from nodeexec.bucket_stores import NodeStores
+from nodeexec.bucket_tokens import BucketTokens
+from nodeexec.cache_limits import CacheLimits
 from nodeexec.capture import Capturer
 from nodeexec.capture_status import CaptureStatus
 from nodeexec.cluster_view import ClusterView, Listeners
@@ -30,6 +33,7 @@ from nodeexec.metrics import AgentMetrics
 from nodeexec.mounted_content import MountedContent
 from nodeexec.node_cache import NodeCache
 from nodeexec.node_description import describe
+from nodeexec.page_reports import PageReports
 from nodeexec.parting_saves import PartingSaves
 from nodeexec.pause_estimate import PauseEstimate
 from nodeexec.pod_reports import PodReports
@@ -39,9 +43,16 @@ from nodeexec.restore_progress import RunningRestores
 from nodeexec.restore_reports import RestoreReports
 from nodeexec.restore_traces import RestoreTraces
 from nodeexec.runsc import Runsc, RunscError
-from nodeexec.sandboxes import DECISION_FILE, PreparedSandbox, prepared_sandboxes, read_record
+from nodeexec.sandboxes import (
+    DECISION_FILE,
+    PreparedSandbox,
+    images_to_be_opened,
+    prepared_sandboxes,
+    read_record,
+)
 from nodeexec.saves import Key, NodeSaves, SandboxLocks
 from nodeexec.settings import AgentSettings
+from nodeexec.signing import ManifestSigning
 from nodeexec.stopping import Stopper
 from nodeexec.untold_starts import UntoldStarts, note_answer
 from nodeexec.workload_saves import WorkloadSaves
@@ -74,16 +85,29 @@ class Agent:
         self.metrics = AgentMetrics()
         self._settings = settings
         self._clock = clock
+        self._stopped = threading.Event()
         runsc = Runsc(binary=settings.runsc, root=settings.runsc_root)
         compatibility = describe(settings)
         locks = SandboxLocks()
-        cache = NodeCache(settings.cache_dir)
+        cache = NodeCache(
+            settings.cache_dir,
+            limits=CacheLimits(
+                settings.cache_limit_bytes, settings.cache_disk_share, settings.cache_free_share
+            ),
+            in_use=partial(images_to_be_opened, settings.bundles_dir, settings.cold_marks_dir),
+            connections=settings.bucket_connections,
+            clock=clock,
+            on_evicted=self.metrics.evicted_bytes.inc,
+        )
+        self.metrics.cache_bytes.set_function(cache.used_bytes)
+        self.metrics.cache_limit_bytes.set_function(cache.allowed_bytes)
         self._events = EventRecorder(client, component="podsnap-agent", instance=settings.node_name)
         self._reports = PodReports(client, self._events, clock)
         self._view = ClusterView(
             client, settings.node_name, Listeners(self._pod_changed, self._snapshot_changed)
         )
         self._image_ids = ImageIds(ctr=settings.ctr, address=settings.containerd_address)
+        signing = ManifestSigning(client, clock)
         capturer = Capturer(
             node=settings.node_name,
             cluster_id=settings.cluster_id,
@@ -96,8 +120,10 @@ class Agent:
             estimate=PauseEstimate(),
             clock=clock,
             is_gone=self._is_gone,
+            sign=signing.sign,
+            is_stopping=self._stopped.is_set,
         )
-        stores = NodeStores(settings.bucket_access)
+        stores = NodeStores(settings.bucket_access, self._tokens(client))
         self._saves = NodeSaves(
             settings=settings,
             compatibility=compatibility,
@@ -125,6 +151,7 @@ class Agent:
             clock=clock,
         )
         self._counts = RestoreCounts(self._reports, node=settings.node_name, clock=clock)
+        self._loads = BackgroundLoads(settings, cache, stores.open, stores.token_for)
         self._decider = RestoreDecider(
             view=self._view,
             cache=cache,
@@ -136,6 +163,10 @@ class Agent:
             contents=MountedContent(settings.kubelet_root, settings.bundles_dir),
             clock=clock,
             on_fetched=self.metrics.fetched,
+            on_looked=self.metrics.looked_up,
+            loads=self._loads if self._loads.is_possible() else None,
+            signature_refusal=signing.refusal,
+            stopped=self._stopped,
         )
         self._traces = RestoreTraces(
             settings, self._view.snapshots.store.get, clock, count=self.metrics.restored
@@ -152,6 +183,18 @@ class Agent:
             locks=locks,
             traces=self._traces,
         )
+        self._pages = PageReports(
+            loads=self._loads,
+            view=self._view,
+            runsc=runsc,
+            reports=self._reports,
+            restores=self._restores,
+            progress=self._progress,
+            clock=clock,
+            stopped=self._stopped,
+            on_loaded=self._decider.learn_rate,
+        )
+        self._restores.on_loading = self._pages.watch
         self._untold = UntoldStarts(
             settings, self._view, self._reports, self.metrics, self._decider.fitting
         )
@@ -185,9 +228,14 @@ class Agent:
             period_s=HEARTBEAT_S,
             clock=clock,
         )
-        self._stopped = threading.Event()
         self._knows_leftovers = False
         self._scanner = threading.Thread(target=self._scan_forever, name="scan", daemon=True)
+
+    def _tokens(self, client: KubeClient) -> BucketTokens | None:
+        settings = self._settings
+        if settings.bucket_root is not None or not settings.bucket_tokens:
+            return None
+        return BucketTokens(client, settings.node_name, self._clock, self._stopped)
 
     # -- life
 
@@ -356,7 +404,9 @@ class Agent:
                 self._restores.report(sandbox)
             self._workload_saves.watch(sandbox)
             self._restores.look_after(sandbox)
+            self._pages.catch_up(sandbox)
         self._saves.resume_forgotten()
+        self._loads.look(self._pages_damaged)
         self._restores.fallbacks()
         self._untold.tell()
         self._counts.flush()
@@ -380,6 +430,11 @@ class Agent:
             return self._runsc.memory_bytes(sandbox)
         except RunscError:
             return 0  # not yet, or not any more
+
+    def _pages_damaged(self, manifest_digest: str, message: str) -> None:
+        for snapshot in self._view.snapshots.store.items():
+            if snapshot.capture and snapshot.capture.manifest_digest == manifest_digest:
+                self._damaged(snapshot, message)
 
     def _damaged(self, snapshot: Snapshot, message: str) -> None:
         log.warning("PodSnapshot %s is damaged: %s", snapshot.metadata, message)

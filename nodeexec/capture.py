@@ -11,32 +11,42 @@ and one of a save that passed its deadline is removed only after the client has 
 
 import contextlib
 import logging
-import os
 import shutil
 import subprocess
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from backends.clock import Clock
-from backends.kube.errors import AlreadyExists, Conflict, NotFound
-from backends.objects.interface import ObjectStore, StoreError
+from backends.kube.errors import AlreadyExists, ApiError, Conflict, NotFound
+from backends.objects.interface import (
+    IntegrityError,
+    ObjectStore,
+    StoreError,
+    never,
+)
+from nodeexec import cached_image
+from nodeexec.capture_job import CaptureFailed, CaptureJob, StoppedError
 from nodeexec.capture_status import CaptureStatus
-from nodeexec.image import ImageError, ImageInfo, inspect, inspect_files, seal
+from nodeexec.image import seal, write_durably
 from nodeexec.node_cache import NodeCache
 from nodeexec.pause_estimate import PauseEstimate
 from nodeexec.runsc import Runsc, RunscError, RunscTimeoutError, finish
 from nodeexec.sandboxes import PreparedSandbox
 from nodeexec.saved_sizes import saved_sizes
+from nodeexec.signing import SigningError
 from nodeexec.stopping import Stopper
-from nodeexec.upload import UploadCancelledError, delete_attempt, upload
+from nodeexec.store_delays import StoreDelayedError, delay_s
+from nodeexec.upload import UploadCancelledError, Uploaded, discard, unsigned, upload
+from nodeexec.written_image import inspected, remove_when_ended, sealed_manifest
+from schemas.encoding import Encoding
 from schemas.instants import to_micro_time
-from schemas.manifest import MANIFEST_NAME, Manifest, Part
+from schemas.manifest import MANIFEST_NAME, SIGNATURE_NAME, Manifest, Part
+from schemas.names import STORAGE_REPLICATED
 from schemas.pod import Pod
-from schemas.snapshot import CaptureRecord, Compatibility, Failure, Snapshot, SpecIdentity
+from schemas.snapshot import CaptureRecord, Compatibility, Failure, Snapshot
 from schemas.storage_config import Location
 from statemachine.snapshot import State
 
@@ -46,42 +56,7 @@ MAX_ATTEMPTS: Final = 3
 # A save writes at hundreds of MB/s; far slower means that it hangs.
 _DEADLINE_FLOOR_S: Final = 60.0
 _SLOWEST_BYTES_PER_S: Final = 20e6
-_ABANDONED_LIMIT_S: Final = 3600.0
 _SPACE_MARGIN_BYTES: Final = 64 << 20
-
-
-class CaptureFailed(Exception):  # noqa: N818 - an outcome, not an error of ours
-    """The save ended without an image; carries what to tell."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        """Keep both parts for the record."""
-        super().__init__(f"{reason}: {message}")
-        self.failure = Failure(reason, message)
-
-
-class StoppedError(Exception):
-    """The snapshot is gone or was taken away from this node: drop everything."""
-
-
-@dataclass(frozen=True, slots=True)
-class CaptureJob:
-    """All that a save needs to know.
-
-    ``stops`` if the Pod ends with it. A Pod that is being deleted waits for the write until
-    ``ends_s`` on the monotonic clock, when its signal is passed on; ``on_written`` does it sooner.
-    """
-
-    snapshot: Snapshot
-    pod: Pod
-    sandbox: PreparedSandbox
-    identity: SpecIdentity
-    image_ids: dict[str, str]
-    location: Location
-    env_marks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    stops: bool = False
-    rootfs_only: bool = False
-    ends_s: float | None = None
-    on_written: Callable[[], None] | None = None
 
 
 @dataclass(slots=True)
@@ -106,6 +81,10 @@ class Capturer:
     estimate: PauseEstimate
     clock: Clock
     is_gone: Callable[[Snapshot], bool]
+    # Returns the text of a manifest's signature, ``None`` where the cluster does not sign.
+    sign: Callable[[bytes], bytes | None] = unsigned
+    # Whether this process ends: what fails then may only fail because of that.
+    is_stopping: Callable[[], bool] = never
 
     def remove_staging(self, snapshot: Snapshot) -> None:
         """Remove every attempt's directory of a snapshot."""
@@ -246,11 +225,12 @@ class Capturer:
     ) -> tuple[Snapshot, CaptureRecord]:
         known.record = record = replace(known.record, checkpointed_at=self._now())
         started_s = self.clock.monotonic_s()
-        info = self._inspected(directory, job)
-        parts = seal(directory, info)
+        info = inspected(directory, job, self.compatibility.runsc_version)
+        parts = seal(directory, info, job.encoding)
         manifest = self._manifest(job, snapshot, record, parts)
+        cached_image.note_verified(directory, manifest)  # what changes from now on is no image
         # Its presence is what tells a restarted agent that this directory is whole.
-        _write_durably(directory / MANIFEST_NAME, manifest.to_bytes())
+        write_durably(directory / MANIFEST_NAME, manifest.to_bytes())
         record = replace(
             record,
             sealed_at=self._now(),
@@ -268,54 +248,71 @@ class Capturer:
         """Upload a sealed image and report it; afterwards it lies in the node's cache.
 
         Raises:
-            CaptureFailed: the bucket refused, or the sealed image is gone; that is recorded.
+            CaptureFailed: the bucket refused, was away for too long, or the sealed image is gone;
+                that is recorded.
+            StoreDelayedError: the bucket, its token or the signing keys are not to be had now; try
+                again, what is stored stays.
             StoppedError: the snapshot is not ours any more; nothing of it is left in the bucket.
         """
         record = replace(record, uploading_at=self._now())
-        with self._failing(snapshot, record):
-            manifest, digest = self._uploaded(snapshot, record, store)
-        record = replace(
-            record,
-            uploaded_at=self._now(),
-            upload_parts=len(manifest.parts),
-            manifest_digest=digest,
-        )
-        url = record.location.url if record.location else ""
-        text = f"{record.size_bytes / 1e6:.1f} MB stored in {url}"
+        sealed = self.directory(snapshot, record.attempt)
+        manifest: Manifest | None = None
+        started_s = self.clock.monotonic_s()
         try:
+            with self._failing(snapshot, record):
+                manifest = sealed_manifest(sealed)
+                uploaded = self._uploaded(snapshot, record, manifest, store)
+            took_s = self.clock.monotonic_s() - started_s
+            record = replace(
+                record,
+                uploaded_at=self._now(),
+                upload_parts=len(manifest.parts),
+                upload_components=uploaded.components,
+                upload_bytes_per_s=int(uploaded.moved_bytes / took_s) if took_s > 0 else 0,
+                upload_parallel=uploaded.is_parallel,
+                manifest_digest=uploaded.digest,
+            )
+            url = record.location.url if record.location else ""
+            text = f"{record.size_bytes / 1e6:.1f} MB stored in {url}"
             written = self._write(
                 lambda: self.status.write(snapshot, record, State.AVAILABLE, text), of=snapshot
             )
-        except StoppedError:
-            self._discard(snapshot, record, store)
+        except (CaptureFailed, StoppedError):
+            if manifest is not None and record.location is not None:
+                self._discard(snapshot, record.location, manifest, store)
             raise
         # Last, so that a crash before it finds the sealed image where it was.
-        sealed = self.directory(snapshot, record.attempt)
-        if sealed.is_dir():
-            self.cache.adopt(snapshot.metadata.uid, sealed)
+        self._keep(sealed, uploaded)
         return written
 
-    def _uploaded(
-        self, snapshot: Snapshot, record: CaptureRecord, store: ObjectStore
-    ) -> tuple[Manifest, str]:
-        directory = self.directory(snapshot, record.attempt)
-        location = record.location
-        if location is None:
-            raise CaptureFailed("LocationLost", "the record names no bucket")
+    def _keep(self, sealed: Path, uploaded: Uploaded) -> None:
+        """Hand the image to this node's cache; it is stored, so what goes wrong is no harm."""
+        if not sealed.is_dir():
+            return
         try:
-            manifest = Manifest.parse((directory / MANIFEST_NAME).read_bytes())
-            gone = partial(self.is_gone, snapshot)
-            return manifest, upload(store, location, directory, manifest, cancelled=gone)
-        except UploadCancelledError as error:
-            self._discard(snapshot, record, store)
-            raise StoppedError("the PodSnapshot was deleted during the upload") from error
-        except (StoreError, OSError, ValueError) as error:
-            self._discard(snapshot, record, store)
-            raise CaptureFailed(
-                "UploadFailed",
-                f"the image could not be stored in {location.url}: {error}; "
-                "mend the bucket and create a new trigger",
-            ) from error
+            write_durably(sealed / MANIFEST_NAME, uploaded.manifest)
+            if uploaded.signature is not None:
+                write_durably(sealed / SIGNATURE_NAME, uploaded.signature)
+        except OSError as error:
+            log.warning("the image of %s is not kept on this node: %s", sealed.name, error)
+            shutil.rmtree(sealed, ignore_errors=True)
+            return
+        self.cache.adopt(uploaded.digest, sealed)
+
+    def _tell_delay(self, snapshot: Snapshot, record: CaptureRecord, cause: str) -> None:
+        """Say what a sealed image waits for, if the API server takes it.
+
+        Raises:
+            StoppedError: the snapshot is not ours any more.
+        """
+        text = f"saved on node {self.node}, and waits to be stored: {cause}"
+        shown = snapshot.conditions.get(STORAGE_REPLICATED)
+        log.warning("PodSnapshot %s is %s", snapshot.metadata, text)
+        if shown is None or shown.message != text:
+            with contextlib.suppress(ApiError):
+                self._write(
+                    lambda: self.status.write(snapshot, record, State.UPLOADING, text), of=snapshot
+                )
 
     @contextlib.contextmanager
     def _failing(self, snapshot: Snapshot, record: CaptureRecord) -> Iterator[_Known]:
@@ -362,20 +359,52 @@ class Capturer:
         text = f"{failure.reason}: {failure.message}"
         self._write(lambda: self.status.write(snapshot, record, State.FAILED, text), of=snapshot)
 
-    def _discard(self, snapshot: Snapshot, record: CaptureRecord, store: ObjectStore) -> None:
-        shutil.rmtree(self.directory(snapshot, record.attempt), ignore_errors=True)
-        if record.location is None:
-            return
+    def _uploaded(
+        self, snapshot: Snapshot, record: CaptureRecord, manifest: Manifest, store: ObjectStore
+    ) -> Uploaded:
+        directory = self.directory(snapshot, record.attempt)
+        location = record.location
+        if location is None:
+            raise CaptureFailed("LocationLost", "the record names no bucket")
+        gone = partial(self.is_gone, snapshot)
         try:
-            delete_attempt(store, record.location, snapshot.metadata.uid)
-        except StoreError as error:
+            return upload(store, location, directory, manifest, cancelled=gone, sign=self.sign)
+        except UploadCancelledError as error:
+            raise StoppedError("the PodSnapshot was deleted during the upload") from error
+        except SigningError as error:
+            raise CaptureFailed("SigningFailed", str(error)) from error
+        except IntegrityError as error:
+            raise CaptureFailed(
+                "UploadFailed", f"{error}; create a new trigger, and mind the disk of the node"
+            ) from error
+        except (ApiError, StoreError, OSError) as error:
+            stopping = self.is_stopping()
+            again_s = delay_s(record, error, self.clock, is_stopping=stopping)
+            if again_s is not None:
+                self._tell_delay(snapshot, record, str(error))
+                raise StoreDelayedError(str(error), again_s=again_s) from error
+            raise CaptureFailed(
+                "UploadFailed",
+                f"the image could not be stored in {location.url}: {error}; "
+                "mend the bucket and create a new trigger",
+            ) from error
+
+    def _discard(
+        self, snapshot: Snapshot, location: Location, manifest: Manifest, store: ObjectStore
+    ) -> None:
+        """Remove what was stored, unless another process of this node goes on with it."""
+        try:
+            if self.status.is_over(snapshot):
+                discard(store, location, manifest)
+        except (ApiError, StoreError) as error:
             # The controller's sweep finds what is left.
             log.warning("parts of %s remain in the bucket: %s", snapshot.metadata, error)
 
     def _check_space(self, job: CaptureJob) -> None:
         self.staging.mkdir(mode=0o700, parents=True, exist_ok=True)
         memory_bytes = 0 if job.rootfs_only else self.memory_bytes(job.sandbox)
-        need_bytes = memory_bytes + _SPACE_MARGIN_BYTES
+        copies = 1 if job.encoding is Encoding.RAW else 2  # the plain one is for this node's cache
+        need_bytes = memory_bytes * copies + _SPACE_MARGIN_BYTES
         free_bytes = shutil.disk_usage(self.staging).free
         if free_bytes < need_bytes:
             raise CaptureFailed(
@@ -423,7 +452,7 @@ class Capturer:
         try:
             finish(process, limit_s=limit_s)
         except RunscTimeoutError as error:
-            _remove_when_ended(process, directory)
+            remove_when_ended(process, directory)
             raise CaptureFailed(
                 "CheckpointTimeout",
                 f"context deadline exceeded: runsc did not finish within {limit_s:.0f} s",
@@ -431,27 +460,6 @@ class Capturer:
         except RunscError as error:
             shutil.rmtree(directory, ignore_errors=True)
             raise CaptureFailed("CheckpointFailed", str(error)) from error
-
-    def _inspected(self, directory: Path, job: CaptureJob) -> ImageInfo:
-        try:
-            if job.rootfs_only:
-                return inspect_files(directory, job.pod.writable_names)
-            info = inspect(directory)
-        except ImageError as error:
-            shutil.rmtree(directory, ignore_errors=True)
-            raise CaptureFailed("ImageIncomplete", str(error)) from error
-        expected = len(job.pod.running_names) + 1
-        if info.container_count != expected or info.runsc_version != (
-            self.compatibility.runsc_version
-        ):
-            shutil.rmtree(directory, ignore_errors=True)
-            raise CaptureFailed(
-                "ImageUnexpected",
-                f"the image holds {info.container_count} containers of runsc "
-                f"{info.runsc_version}; expected {expected} of "
-                f"{self.compatibility.runsc_version}",
-            )
-        return info
 
     def _manifest(
         self, job: CaptureJob, snapshot: Snapshot, record: CaptureRecord, parts: tuple[Part, ...]
@@ -470,6 +478,8 @@ class Capturer:
             origin_pod=job.pod.metadata.name,
             git_revision=snapshot.git_revision,
             trace_id=snapshot.trace_id,
+            policy_name=snapshot.policy_name,
+            group_labels=job.group_labels,
         )
 
     def _write(self, write: Callable[[], Snapshot], *, of: Snapshot) -> Snapshot:
@@ -480,25 +490,3 @@ class Capturer:
 
     def _now(self) -> str:
         return to_micro_time(self.clock.now())
-
-
-def _remove_when_ended(process: subprocess.Popen[bytes], directory: Path) -> None:
-    """Remove the directory of an abandoned save once its client has ended."""
-
-    def wait() -> None:
-        try:
-            process.communicate(timeout=_ABANDONED_LIMIT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        shutil.rmtree(directory, ignore_errors=True)
-
-    threading.Thread(target=wait, name="abandoned-save", daemon=True).start()
-
-
-def _write_durably(path: Path, text: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)

@@ -12,6 +12,7 @@ from typing import Any
 
 from backends.clock import Clock
 from backends.kube.client import POD_SNAPSHOTS, KubeClient
+from backends.kube.errors import NotFound
 from schemas.conditions import render_conditions
 from schemas.instants import to_time
 from schemas.names import API_VERSION, CAPTURE_MANAGER
@@ -63,6 +64,23 @@ class CaptureStatus:
         )
         written = Snapshot.parse(applied)
         return replace(written, capture=record)
+
+    def is_over(self, snapshot: Snapshot) -> bool:
+        """Ask whether a snapshot is gone, or going, or a failure, and so needs no bytes.
+
+        Raises:
+            ApiError: the API server does not say.
+        """
+        try:
+            raw = self._client.get(
+                POD_SNAPSHOTS, snapshot.metadata.name, namespace=snapshot.metadata.namespace
+            )
+        except NotFound:
+            return True
+        live = Snapshot.parse(raw)
+        if live.metadata.uid != snapshot.metadata.uid or live.metadata.is_deleting:
+            return True
+        return live.capture is not None and live.capture.failure is not None
 
 
 def _stage(snapshot: Snapshot) -> tuple[str, ...]:

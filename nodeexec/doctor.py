@@ -14,6 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from nodeexec import fuse
+from nodeexec.cache_limits import CacheLimits
+from nodeexec.cached_image import allocated_bytes
 from nodeexec.runsc import Runsc, RunscError
 from nodeexec.settings import AgentSettings
 
@@ -119,6 +122,41 @@ def _staging_space(settings: AgentSettings) -> Finding:
     )
 
 
+def _fuse(_: AgentSettings) -> Finding:
+    problem = fuse.problem()
+    # Nothing fails without it: an image is fetched whole, and too large a one is a cold start.
+    found = (
+        f"off: {problem}; for large images give the agent /dev/fuse and libfuse3"
+        if problem
+        else f"/dev/fuse and {Path(fuse.library()).name}"
+    )
+    return Finding("background loading", True, found)
+
+
+def _image_cache(settings: AgentSettings) -> Finding:
+    subject = "image cache"
+    try:
+        disk = shutil.disk_usage(settings.state_dir)
+        images = settings.cache_dir.iterdir() if settings.cache_dir.is_dir() else ()
+        used_bytes = sum(map(allocated_bytes, images))
+    except OSError as error:
+        return Finding(subject, False, str(error), "make the directory readable for root")
+    limits = CacheLimits(
+        settings.cache_limit_bytes, settings.cache_disk_share, settings.cache_free_share
+    )
+    allowed_bytes = limits.allowed_bytes(disk.total)
+    spare_bytes = max(disk.free - limits.floor_bytes(disk.total), 0)
+    room_bytes = min(allowed_bytes, used_bytes + spare_bytes)
+    text = f"{used_bytes >> 20} MiB of {allowed_bytes >> 20} MiB below {settings.cache_dir}"
+    if room_bytes < allowed_bytes:
+        text += f", and room for {room_bytes >> 20} MiB in all"
+    advice = (
+        "a larger image is not kept on this node: raise cache_limit_bytes or cache_disk_share, or "
+        "make room on the disk"
+    )
+    return Finding(subject, room_bytes > _FREE_BYTES, text, advice)
+
+
 def _kernel(_: AgentSettings) -> Finding:
     release = platform.release()
     parts = release.split(".")
@@ -145,6 +183,8 @@ _CHECKS: Final[tuple[Callable[[AgentSettings], Finding], ...]] = (
     _no_grouping,
     _agent_answers,
     _staging_space,
+    _image_cache,
+    _fuse,
     _kernel,
     _privileges,
 )

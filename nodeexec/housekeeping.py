@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What nobody owns on this node is removed: images, attempts, marks of Pods that are gone.
 
+So are images that nobody uses when others fill the disk.
+
 Only by comparison with the caches, and only what is older than a watch takes to catch up: a
 directory is made before the object or the record that explains it.
 """
@@ -37,8 +39,10 @@ class Housekeeping:
         self._marks(self.settings.cold_marks_dir)
         self._marks(self.settings.attempts_dir)
         self._staging()
-        snapshots = {s.metadata.uid for s in self.view.snapshots.store.items()}
-        self.cache.evict_all_but(lambda uid: uid in snapshots)
+        captures = (s.capture for s in self.view.snapshots.store.items())
+        manifests = {c.manifest_digest for c in captures if c is not None}
+        self.cache.evict_all_but(lambda manifest_digest: manifest_digest in manifests)
+        self.cache.keep_free()
 
     def _workload_dirs(self, sandboxes: set[str]) -> None:
         root = self.settings.workload_dir

@@ -6,21 +6,25 @@ runsc writes ``checkpoint.img`` (the kernel's objects behind a header), ``pages_
 here: an image is *sealed* when its files are durable and their digests known.
 """
 
+import base64
 import json
 import os
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import blake3
 import google_crc32c
 
+from nodeexec.encoding import encode_file
+from schemas.encoding import Encoding
 from schemas.manifest import CHUNK_BYTES, Part
 
 STATE_FILE: Final = "checkpoint.img"
-PARTS: Final = (STATE_FILE, "pages_meta.img", "pages.img")
+PAGES_FILE: Final = "pages.img"
+TAR_SUFFIX: Final = ".tar"
+PARTS: Final = (STATE_FILE, "pages_meta.img", PAGES_FILE)
 METADATA_PART: Final = "metadata"
 _MAGIC: Final = b"gVisorSF"
 _HEADER_LIMIT_BYTES: Final = 64 << 20
@@ -80,7 +84,7 @@ def inspect_files(directory: Path, containers: tuple[str, ...]) -> ImageInfo:
     Raises:
         ImageError: one is missing or empty; a file system without changes has a tar file too.
     """
-    parts = tuple(f"{name}.tar" for name in containers)
+    parts = tuple(f"{name}{TAR_SUFFIX}" for name in containers)
     for name in parts:
         path = directory / name
         if not path.is_file() or path.stat().st_size == 0:
@@ -94,13 +98,22 @@ def inspect_files(directory: Path, containers: tuple[str, ...]) -> ImageInfo:
     )
 
 
-def seal(directory: Path, info: ImageInfo) -> tuple[Part, ...]:
-    """Make an image durable and compute its digests; adds the small ``metadata`` file."""
+def seal(directory: Path, info: ImageInfo, encoding: Encoding = Encoding.RAW) -> tuple[Part, ...]:
+    """Make an image durable and compute its digests; adds the small ``metadata`` file.
+
+    What is large is encoded, too, into files beside it.
+    """
     metadata = directory / METADATA_PART
     metadata.write_text(json.dumps(info.public, sort_keys=True) + "\n", encoding="utf-8")
-    parts = tuple(digest_file(directory / name) for name in (*info.parts, METADATA_PART))
+    parts = []
+    for name in (*info.parts, METADATA_PART):
+        part = digest_file(directory / name)
+        is_large = name == PAGES_FILE or name.endswith(TAR_SUFFIX)
+        if is_large and encoding is not Encoding.RAW:
+            part = replace(part, stored=encode_file(directory / name, encoding))
+        parts.append(part)
     sync_directory(directory)
-    return parts
+    return tuple(parts)
 
 
 def digest_file(path: Path, *, sync: bool = True) -> Part:
@@ -123,19 +136,31 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace a small file: it is there whole, or as it was; nobody else may read it."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with open(temporary, "wb", opener=_private) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
 class PartHasher:
     """Digests of one part while its bytes pass, in any block size."""
 
-    def __init__(self, name: str, *, on_chunk: Callable[[int, bytes], None] | None = None) -> None:
-        """``on_chunk`` is called with index and BLAKE3 of each chunk as it completes."""
+    def __init__(self, name: str) -> None:
+        """Begin without a byte."""
         self._name = name
-        self._on_chunk = on_chunk
         self._crc = google_crc32c.Checksum()
         self._chunk = blake3.blake3()
         self._in_chunk_bytes = 0
         self._length_bytes = 0
         self._digests = bytearray()
-        self._count = 0
 
     def update(self, block: bytes) -> None:
         """Add bytes."""
@@ -153,9 +178,7 @@ class PartHasher:
 
     def part(self) -> Part:
         """Return the digests of everything added."""
-        import base64
-
-        if self._in_chunk_bytes or not self._count:
+        if self._in_chunk_bytes or not self._digests:
             self._close_chunk()
         return Part(
             name=self._name,
@@ -165,10 +188,6 @@ class PartHasher:
         )
 
     def _close_chunk(self) -> None:
-        digest = self._chunk.digest()
-        self._digests += digest
-        if self._on_chunk:
-            self._on_chunk(self._count, digest)
-        self._count += 1
+        self._digests += self._chunk.digest()
         self._chunk = blake3.blake3()
         self._in_chunk_bytes = 0

@@ -70,6 +70,23 @@ class AgentMetrics:
         self.fetched_bytes = self._count(
             "podsnap_fetched_bytes", "Bytes of images that came from a bucket."
         )
+        self.cache_hits = self._count(
+            "podsnap_cache_hits", "Restores whose image was on the node already."
+        )
+        self.cache_misses = self._count(
+            "podsnap_cache_misses", "Restores whose image had to come from a bucket."
+        )
+        self.evicted_bytes = self._count(
+            "podsnap_cache_evicted_bytes", "Bytes of images that made room for others."
+        )
+        self.cache_bytes = Gauge(
+            "podsnap_cache_bytes",
+            "Space that images take on the node's disk, those on their way included.",
+            registry=self.registry,
+        )
+        self.cache_limit_bytes = Gauge(
+            "podsnap_cache_limit_bytes", "Space that images may take.", registry=self.registry
+        )
 
     def started(self, outcome: Outcome, cause: Reason | None) -> None:
         """Count a start; only a restored Pod has no cause."""
@@ -106,6 +123,10 @@ class AgentMetrics:
         """Count an image that came from a bucket."""
         self.fetched_bytes.inc(size_bytes)
         self.restore_phases.labels(phase="fetch").observe(took_s)
+
+    def looked_up(self, was_here: bool) -> None:  # noqa: FBT001 - the callback's only fact
+        """Count a restore whose image was looked for on the node."""
+        (self.cache_hits if was_here else self.cache_misses).inc()
 
     def _save_phase(self, phase: str, began_at: str, ended_at: str) -> None:
         began, ended = parse_time(began_at), parse_time(ended_at)

@@ -20,7 +20,8 @@ from typing import Any, Final
 from backends.clock import Clock
 from backends.kube.client import POD_SNAPSHOTS, PODS, KubeClient
 from backends.kube.errors import ApiError
-from nodeexec.capture import CaptureFailed, Capturer
+from nodeexec.capture import Capturer
+from nodeexec.capture_job import CaptureFailed
 from nodeexec.cluster_view import ClusterView
 from nodeexec.decision_server import Reply
 from nodeexec.pod_reports import PodReports

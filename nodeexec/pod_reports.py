@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the agent tells on Pods and of restores: conditions, events, parts of snapshots' status.
 
-``PodRestored`` is the one thing the agent writes on a Pod; the kubelet overwrites a phase from
-outside within seconds, and other conditions are not ours.
+``PodRestored`` and, on a Pod that runs before all of its memory is there, ``PagesLocal`` are all
+that the agent writes on a Pod; the kubelet overwrites a phase from outside within seconds, and
+other conditions are not ours.
 """
 
 import logging
@@ -19,6 +20,8 @@ from schemas.names import (
     API_VERSION,
     DAMAGE_MANAGER,
     EVENT_REASON,
+    PAGES_LOCAL,
+    PAGES_MANAGER,
     POD_RESTORED,
 )
 from schemas.pod import Pod
@@ -58,6 +61,8 @@ class PodReports:
         written = True
         if told.condition is not None:
             written = self._apply_conditions(pod, [told.condition])
+        if outcome is not Outcome.RESTORED and PAGES_LOCAL in pod.conditions:
+            self.forget_pages(pod)
         if written:
             self.event(pod, told.event_type, told.event_message)
         return written
@@ -132,7 +137,22 @@ class PodReports:
         if POD_RESTORED in pod.conditions:
             self._apply_conditions(pod, [])
 
-    def _apply_conditions(self, pod: Pod, conditions: Sequence[Condition]) -> bool:
+    def pages(self, pod: Pod, *, are_local: bool, message: str) -> bool:
+        """Tell whether all of a Pod's memory is on its node; returns whether it stands."""
+        told = (
+            Condition(PAGES_LOCAL, "True", "AllPagesLocal", message)
+            if are_local
+            else Condition(PAGES_LOCAL, "False", "Loading", message)
+        )
+        return self._apply_conditions(pod, [told], manager=PAGES_MANAGER)
+
+    def forget_pages(self, pod: Pod) -> None:
+        """Remove ``PagesLocal`` from a Pod whose next sandbox starts cold."""
+        self._apply_conditions(pod, [], manager=PAGES_MANAGER)
+
+    def _apply_conditions(
+        self, pod: Pod, conditions: Sequence[Condition], *, manager: str = AGENT_MANAGER
+    ) -> bool:
         body = {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -144,11 +164,9 @@ class PodReports:
             },
         }
         try:
-            self._client.apply(
-                PODS, body, field_manager=AGENT_MANAGER, subresource="status", force=True
-            )
+            self._client.apply(PODS, body, field_manager=manager, subresource="status", force=True)
         except ApiError as error:
-            log.warning("PodRestored of %s could not be written: %s", pod.metadata, error)
+            log.warning("conditions of %s could not be written: %s", pod.metadata, error)
             return False
         return True
 

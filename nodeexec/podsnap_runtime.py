@@ -327,7 +327,8 @@ def start_cold_from_now_on(
 ) -> None:
     """Mark the Pod cold and, if ``kill``, end its sandbox so that the kubelet makes a new one."""
     path = cold_mark(call.settings, decision["pod"]["uid"])
-    write_mark(call, path, decision, reason, blame=blame)
+    if not os.path.exists(path):  # whoever serves the memory knows better why it did not come
+        write_mark(call, path, decision, reason, blame=blame)
     if kill:
         kill_sandbox(call, decision["sandbox"])
     ask_agent(call.settings, {"op": "fell-back", "pod": decision["pod"]}, REPORT_S)
@@ -649,7 +650,9 @@ def start(call: Call) -> int:
             return start_plainly(call)
         uid = decision["pod"]["uid"]
         reason = "the sandbox ended before the Pod did well for a while"
-        write_mark(call, attempt_mark(call.settings, uid), decision, reason)
+        # Of a restore in the background the pages may not come, which is not the snapshot's fault.
+        blame = not decision["restore"].get("background")
+        write_mark(call, attempt_mark(call.settings, uid), decision, reason, blame=blame)
         if decision["restore"].get("rootfs_only"):
             return start_plainly(call)
         try:
@@ -688,19 +691,19 @@ def start_plainly(call: Call) -> int:
 def restore_sandbox(call: Call, decision: "dict[str, Any]") -> int:
     """Turn the sandbox's start into a restore. Never returns an error."""
     restore = decision["restore"]
-    code, why = call.run(
-        call.with_command("restore", "--detach", f"--image-path={restore['image_dir']}"),
-        restore["sandbox_deadline_s"],
-    )
+    words = ["restore", "--detach", f"--image-path={restore['image_dir']}"]
+    if restore.get("background"):
+        words.append("--background")  # the Pod runs before all of its memory is on the node
+    code, why = call.run(call.with_command(*words), restore["sandbox_deadline_s"])
     if code == 0:
         return 0
-    reason = f"runsc restore: {why}"
+    reason, blame = f"runsc restore: {why}", not restore.get("background")
     if state_of(call) == "created":
-        start_cold_from_now_on(call, decision, reason, kill=False)
+        start_cold_from_now_on(call, decision, reason, kill=False, blame=blame)
         code, _ = call.run(call.argv)
         if code == 0:
             return 0
-    start_cold_from_now_on(call, decision, reason, kill=True)
+    start_cold_from_now_on(call, decision, reason, kill=True, blame=blame)
     return 0
 
 
@@ -726,7 +729,8 @@ def start_restored(call: Call, bundle: str, decision: "dict[str, Any]", raw: byt
         allow_rootfs_tar(call)
     code, reason = call.run(call.argv, restore["deadline_s"])
     if code:
-        start_cold_from_now_on(call, decision, reason, kill=True)
+        blame = not restore.get("background")
+        start_cold_from_now_on(call, decision, reason, kill=True, blame=blame)
         call.tell(f"the restore failed and the Pod starts cold: {reason}")
         return code
     set_real_oom(call, bundle, decision)

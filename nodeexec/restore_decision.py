@@ -6,24 +6,28 @@ that is not on the node yet is fetched within a bound; whatever takes longer, or
 certain, is a cold start with the reason on the Pod.
 """
 
+import contextlib
 import logging
 import shutil
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from backends.clock import Clock
 from backends.objects.interface import ObjectStore, StoreError
+from nodeexec.background_loads import BackgroundLoads, LoadError
 from nodeexec.bucket_stores import BucketUse
 from nodeexec.cluster_view import ClusterView
+from nodeexec.fetch_rate import FetchRate
 from nodeexec.mounted_content import ContentError, MountedContent
-from nodeexec.node_cache import FetchError, NodeCache
+from nodeexec.node_cache import FetchError, NodeCache, TooLargeError
 from nodeexec.part_download import DamagedError
 from nodeexec.restore_progress import RunningRestores
+from policies.loading import ASSUMED_REREAD_BYTES_PER_S, loads_in_background
 from policies.matching import Candidate, Choice, awaited, choose
 from policies.verdict import Reason
 from schemas.instants import parse_time
@@ -46,6 +50,14 @@ _SANDBOX_DEADLINE_S: Final = 25.0
 _DEADLINE_S: Final = 90.0
 _RESTORE_FLOOR_S: Final = 60.0
 _SLOWEST_BYTES_PER_S: Final = 20e6
+# Of one small object.
+_SIGNATURE_LIMIT_S: Final = 10.0
+# What a load needs until its Pod can run: the end of the fetch before it, small parts, a process.
+_LOAD_START_S: Final = 30.0
+# Of little time a fetch has this much all the same.
+_FETCH_SHARE: Final = 0.5
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +74,7 @@ class Decision:
     enable: bool = False
     snapshot: Snapshot | None = None
     image_dir: Path | None = None
+    background: bool = False
     outcome: Outcome = Outcome.COLD
     cause: Reason | None = None
     reason: str = ""
@@ -90,6 +103,7 @@ class Decision:
                 # Files alone may be restored into a Pod that has other containers.
                 "image_ids": {n: i for n, i in capture.image_ids.items() if n in names},
                 "rootfs_only": capture.rootfs_only,
+                "background": self.background,
                 "sandbox_deadline_s": _SANDBOX_DEADLINE_S,
                 "deadline_s": min(
                     _RESTORE_FLOOR_S + capture.size_bytes / _SLOWEST_BYTES_PER_S, _DEADLINE_S
@@ -117,13 +131,21 @@ class RestoreDecider:
     progress: RunningRestores
     contents: MountedContent
     clock: Clock
+    # ``None`` where images cannot be mounted: every image is fetched first.
+    loads: BackgroundLoads | None = None
     # Called with the bytes of each fetch, and the seconds that they took.
     on_fetched: Callable[[int, float], None] = lambda _bytes, _took_s: None
+    # Called for each restore with whether its image was on the node already.
+    on_looked: Callable[[bool], None] = lambda _was_here: None
+    # Tells why an image with a manifest of this digest is not trusted, nothing if it is.
+    signature_refusal: Callable[[Path, str], str] = lambda _image, _digest: "no key is known here"
     _changed: threading.Condition = field(default_factory=threading.Condition)
-    _fetches: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(8, thread_name_prefix="fetch")
-    )
+    # Ends what is under way: the next agent fetches anew.
+    stopped: threading.Event = field(default_factory=threading.Event)
     _running: dict[str, Future[Path]] = field(default_factory=dict)
+    _rate: FetchRate = field(default_factory=FetchRate)
+    # UIDs of snapshots whose fetch is given up for a load.
+    _loaded_instead: set[str] = field(default_factory=set)
     # When the fetch of each snapshot began, when all bytes were here, when they were verified.
     _fetched: dict[str, tuple[float, float, float]] = field(default_factory=dict)
 
@@ -164,8 +186,14 @@ class RestoreDecider:
         if policy is None:
             return
         snapshot = self.fitting(pod, policy)
-        if snapshot is not None and self.cache.lookup(snapshot.metadata.uid) is None:
-            self._fetch(snapshot, pod)
+        if self.loads is not None and self.loads.is_full():
+            return  # it has the choice when it asks
+        if snapshot is not None and self.cache.lookup(snapshot) is None:
+            self._fetch(snapshot, pod, policy, GATE_LIMIT_S)
+
+    def learn_rate(self, size_bytes: int, took_s: float) -> None:
+        """Learn from a load how fast this node fetches."""
+        self._rate.note(size_bytes, took_s)
 
     def keep_only(self, snapshots: set[str]) -> None:
         """Forget the fetches of snapshots that are gone, by their UIDs."""
@@ -260,15 +288,17 @@ class RestoreDecider:
         uid = snapshot.metadata.uid
         untold = replace(base, unfetched=snapshot)
         looking_s = self._now_s()
-        image = self.cache.lookup(uid)
+        image = self.cache.lookup(snapshot)
         looked_s = self._now_s()
         was_here = image is not None
+        self.on_looked(was_here)
+        image = image or self._on_its_way(snapshot, pod)
         if image is None:
             hold(GATE_LIMIT_S + 1)
             left_s = max(ends_s - self.clock.monotonic_s(), 0)
             try:
                 with self.progress.fetching(pod, snapshot):
-                    image = self._fetch(snapshot, pod).result(timeout=left_s)
+                    image = self._brought(snapshot, pod, base.policy, left_s)
             except DamagedError as error:
                 text = f"PodSnapshot {snapshot.metadata}: {error}"
                 return _despite(untold, Reason.BYTES_DAMAGED, text)
@@ -281,7 +311,23 @@ class RestoreDecider:
                     "fetch goes on for later Pods"
                 )
                 return _despite(untold, Reason.FETCH_TOO_SLOW, text)
-        decision = replace(base, outcome=Outcome.RESTORED, snapshot=snapshot, image_dir=image)
+        digest = snapshot.capture.manifest_digest if snapshot.capture else ""
+        if base.policy is not None and base.policy.options.requires_signature:
+            refusal = self.signature_refusal(image, digest)
+            if refusal and self.cache.is_on_disk(snapshot):
+                hold(GATE_LIMIT_S + 1)
+                self._renew_signature(snapshot, pod, ends_s)
+                refusal = self.signature_refusal(image, digest)
+            if refusal:
+                text = f"PodSnapshot {snapshot.metadata}: {refusal}"
+                return _despite(untold, Reason.UNTRUSTED, text)
+        decision = replace(
+            base,
+            outcome=Outcome.RESTORED,
+            snapshot=snapshot,
+            image_dir=image,
+            background=self.loads is not None and self.loads.is_load(image),
+        )
         if decision.times is None:
             return decision
         times = decision.times
@@ -315,19 +361,62 @@ class RestoreDecider:
         identity = self.contents.identity(pod, policy)
         return Candidate(pod=pod, policy=policy, identity=identity, node=self.node)
 
-    def _fetch(self, snapshot: Snapshot, pod: Pod) -> Future[Path]:
+    def _fetch(
+        self, snapshot: Snapshot, pod: Pod, policy: Policy | None, left_s: float
+    ) -> Future[Path]:
         uid = snapshot.metadata.uid
         running = self._running.get(uid)
         if running is None or running.done():
             self._running = {u: f for u, f in self._running.items() if not f.done()}
-            running = self._fetches.submit(self._fetch_now, snapshot, pod)
+            option = policy.options.background if policy else None
+            running = _begun(lambda: self._fetch_now(snapshot, pod, option, left_s))
             self._running[uid] = running
         return running
 
-    def _fetch_now(self, snapshot: Snapshot, pod: Pod) -> Path:
+    def _brought(self, snapshot: Snapshot, pod: Pod, policy: Policy | None, left_s: float) -> Path:
+        """Wait for an image. A fetch that will not be over in time is replaced by a load.
+
+        Raises:
+            DamagedError, FetchError: as the fetch.
+            FutureTimeoutError: it did not come.
+        """
+        uid, ends_s = snapshot.metadata.uid, self.clock.monotonic_s() + left_s
+        fetch = self._fetch(snapshot, pod, policy, left_s)
+        if not self._can_load(snapshot):
+            return fetch.result(timeout=left_s)
+        try:
+            return fetch.result(timeout=max(left_s - _LOAD_START_S, left_s * _FETCH_SHARE))
+        except FutureTimeoutError:
+            log.warning("PodSnapshot %s is loaded: its fetch is too slow", snapshot.metadata)
+            self._loaded_instead.add(uid)
+        except FetchError:
+            if uid not in self._loaded_instead:
+                raise
+        load = _begun(lambda: self._load_instead(snapshot, _use(snapshot, pod), fetch))
+        return load.result(timeout=max(ends_s - self.clock.monotonic_s(), 0))
+
+    def _load_instead(self, snapshot: Snapshot, use: BucketUse, fetch: Future[Path]) -> Path:
+        try:
+            with contextlib.suppress(FetchError):
+                return fetch.result()  # it came after all, or is a load itself
+            if self.loads is None:
+                raise FetchError("nothing can be mounted on this node")
+            return self.loads.start(snapshot, use)
+        finally:
+            self._loaded_instead.discard(snapshot.metadata.uid)
+
+    def _can_load(self, snapshot: Snapshot) -> bool:
+        """Whether an image has memory that this node could load behind the running Pod."""
         capture = snapshot.capture
-        if capture is None or capture.location is None:
-            raise FetchError("the snapshot records no place of its bytes")
+        return self.loads is not None and capture is not None and not capture.rootfs_only
+
+    def _fetch_now(
+        self,
+        snapshot: Snapshot,
+        pod: Pod,
+        option: bool | None,  # noqa: FBT001 - a policy's three-way option
+        left_s: float,
+    ) -> Path:
         uid = snapshot.metadata.uid
         began_s, came_s, came_bytes = self._now_s(), 0.0, 0
 
@@ -337,22 +426,103 @@ class RestoreDecider:
             self.progress.fetched(uid, done_bytes, total_bytes)
 
         try:
-            use = BucketUse(
-                capture.location, Role.RESTORE, snapshot, pod.metadata.name, pod.metadata.uid
-            )
-            image = self.cache.fetch(snapshot, self.open_store(use), on_progress=came)
+            use = _use(snapshot, pod)
+            image = self._begun_load(snapshot, use, option, left_s)
+            if image is not None:
+                return image
+            try:
+                image = self.cache.fetch(
+                    snapshot,
+                    lambda: self.open_store(use),
+                    on_progress=came,
+                    cancelled=lambda: self._is_over(snapshot),
+                )
+            except TooLargeError:
+                if self.loads is None or not self._can_load(snapshot):
+                    raise
+                image = self.loads.start(snapshot, use)  # served, and not kept
         except DamagedError as error:
             self.on_damage(snapshot, str(error))
             raise
-        except StoreError as error:
-            raise FetchError(str(error)) from error
         if came_bytes:  # nothing comes if it was here after all
             self._fetched[uid] = (began_s, came_s, self._now_s())
+            self._rate.note(came_bytes, came_s - began_s)
             self.on_fetched(came_bytes, max(came_s - began_s, 0.0))
         return image
 
+    def _is_over(self, snapshot: Snapshot) -> bool:
+        """Whether nobody needs the bytes that are being fetched."""
+        found = self.view.snapshots.store.get(*snapshot.metadata.key)
+        is_there = found is not None and found.metadata.uid == snapshot.metadata.uid
+        is_loaded = snapshot.metadata.uid in self._loaded_instead
+        return self.stopped.is_set() or not is_there or is_loaded
+
+    def _on_its_way(self, snapshot: Snapshot, pod: Pod) -> Path | None:
+        try:
+            return self.loads.running(snapshot, _use(snapshot, pod)) if self.loads else None
+        except (DamagedError, FetchError):
+            return None  # the fetch finds the same, and tells
+
+    def _renew_signature(self, snapshot: Snapshot, pod: Pod, ends_s: float) -> None:
+        """Look whether an image was signed since it came here."""
+        left_s = max(min(ends_s - self.clock.monotonic_s(), _SIGNATURE_LIMIT_S), 0)
+        renewal = _begun(
+            lambda: self.cache.renew_signature(snapshot, self.open_store(_use(snapshot, pod)))
+        )
+        with contextlib.suppress(StoreError, FetchError, OSError, FutureTimeoutError):
+            renewal.result(timeout=left_s)
+
+    def _begun_load(
+        self,
+        snapshot: Snapshot,
+        use: BucketUse,
+        option: bool | None,  # noqa: FBT001 - as above
+        left_s: float,
+    ) -> Path | None:
+        """Begin to load an image in the background; ``None`` if it is to be fetched first."""
+        capture = snapshot.capture
+        if self.loads is None or capture is None or not self._can_load(snapshot):
+            return None
+        if (image := self.loads.running(snapshot, use)) is not None:
+            return image
+        # An image from before the last boot is only read again, if there is time for that.
+        is_here = self.cache.is_on_disk(snapshot)
+        if not loads_in_background(
+            False if is_here or self.loads.is_full() else option,
+            size_bytes=capture.size_bytes,
+            bytes_per_s=ASSUMED_REREAD_BYTES_PER_S if is_here else self._rate.bytes_per_s,
+            left_s=left_s,
+        ):
+            return None
+        try:
+            return self.loads.start(snapshot, use)
+        except LoadError as error:
+            log.warning("PodSnapshot %s is fetched first: %s", snapshot.metadata, error)
+            return None
+
     def _now_s(self) -> float:
         return self.clock.now().timestamp()
+
+
+def _use(snapshot: Snapshot, pod: Pod) -> BucketUse:
+    capture = snapshot.capture
+    if capture is None or capture.location is None:
+        raise FetchError("the snapshot records no place of its bytes")
+    return BucketUse(capture.location, Role.RESTORE, snapshot, pod.metadata.name, pod.metadata.uid)
+
+
+def _begun(work: Callable[[], T]) -> Future[T]:
+    """Do something in a thread that an agent which ends does not wait for."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - it is whoever asks for the result's
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="fetch", daemon=True).start()
+    return future
 
 
 def _despite(base: Decision, cause: Reason, reason: str) -> Decision:

@@ -40,7 +40,7 @@ _LOST_AFTER_S: Final = 600.0
 class _Restore:
     snapshot: Snapshot
     pod_name: str
-    phase: Literal["Fetching", "Restoring"]
+    phase: Literal["Fetching", "Restoring", "Loading"]
     measure: Callable[[], int]
     began_s: float
     started_at: str
@@ -121,6 +121,10 @@ class RunningRestores:
         """A Pod's sandbox reads its memory from now on; ``measure`` returns the bytes it has."""
         self._begin(pod, snapshot, "Restoring", measure)
 
+    def loading(self, pod: Pod, snapshot: Snapshot, measure: Callable[[], int]) -> None:
+        """A Pod runs, and so many bytes of its memory are on the node as ``measure`` returns."""
+        self._begin(pod, snapshot, "Loading", measure)
+
     def ended(self, pod_uid: str) -> None:
         """A Pod is restored, starts cold or is gone; known Pods and others."""
         with self._guard:
@@ -165,7 +169,7 @@ class RunningRestores:
         self,
         pod: Pod,
         snapshot: Snapshot,
-        phase: Literal["Fetching", "Restoring"],
+        phase: Literal["Fetching", "Restoring", "Loading"],
         measure: Callable[[], int],
     ) -> None:
         uid = pod.metadata.uid

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -59,6 +60,8 @@ class RestoreReports:
     metrics: AgentMetrics
     locks: SandboxLocks
     traces: RestoreTraces
+    # Called with a sandbox that runs while its memory is still on its way.
+    on_loading: Callable[[PreparedSandbox, Pod], None] = lambda _sandbox, _pod: None
     _done_since_s: dict[str, float] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
@@ -86,10 +89,10 @@ class RestoreReports:
         if sandbox.is_reported:
             return True
         pod = self.view.pod(sandbox.namespace, sandbox.pod_name, sandbox.pod_uid)
-        if pod is None:
+        if pod is None or (self.settings.cold_marks_dir / sandbox.pod_uid).exists():
             return False
         try:
-            if not sandbox.rootfs_only:
+            if not sandbox.rootfs_only and not sandbox.background:
                 self.runsc.wait_for_restore(sandbox.id, limit_s=_WAIT_FOR_RESTORE_S)
         except RunscTimeoutError as error:
             log.warning("the restore of %s has no end yet: %s", pod.metadata, error)
@@ -113,6 +116,8 @@ class RestoreReports:
         self.metrics.started(Outcome.RESTORED, None)
         if snapshot is not None:
             self.counts.restored(snapshot)
+        if not sandbox.has_its_pages:
+            self.on_loading(sandbox, pod)
         return True
 
     def fallbacks(self) -> None:
@@ -133,19 +138,20 @@ class RestoreReports:
             self.reports.outcome(pod, Outcome.FELL_BACK, snapshot=cold.snapshot, reason=cold.reason)
             self.traces.fell_back(pod, mark, cold)
 
-    def give_up(self, sandbox: PreparedSandbox, why: str) -> None:
-        """Let a Pod that does not do well after its restore start cold: a new sandbox does."""
-        if not self._mark_cold(sandbox, why):
+    def give_up(self, sandbox: PreparedSandbox, why: str, *, blame: bool = True) -> None:
+        """Let a Pod that does not do well after its restore start cold: a new sandbox does.
+
+        ``blame`` if it counts against the snapshot.
+        """
+        attempt = self.settings.attempts_dir / sandbox.pod_uid
+        mark = self.settings.cold_marks_dir / sandbox.pod_uid
+        if not mark_cold(attempt, mark, why, blame=blame):
             return
         pid = self.runsc.sandbox_pid(sandbox.id)
         if pid > 1:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.fallbacks()
-
-    def _mark_cold(self, sandbox: PreparedSandbox, why: str) -> bool:
-        attempt = self.settings.attempts_dir / sandbox.pod_uid
-        return mark_cold(attempt, self.settings.cold_marks_dir / sandbox.pod_uid, why)
 
     def look_after(self, sandbox: PreparedSandbox) -> None:
         """Forget the attempt of a Pod that does well; give one up that does not become Ready."""
@@ -155,13 +161,15 @@ class RestoreReports:
             return
         pod = self.view.pod(sandbox.namespace, sandbox.pod_name, sandbox.pod_uid)
         now_s = self.clock.monotonic_s()
+        if not sandbox.has_its_pages:  # it answers when they are here
+            self._done_since_s[sandbox.id] = now_s
         since_s = now_s - self._done_since_s.setdefault(sandbox.id, now_s)
         if pod is None or pod.metadata.is_deleting:
             return
         limit_s = ready_limit_s(pod)
         if pod.are_containers_ready or pod.is_over:
             self.traces.restored(sandbox, pod)  # reads the attempt; never raises
-            if since_s > _SETTLED_S or pod.is_over:
+            if (since_s > _SETTLED_S and sandbox.has_its_pages) or pod.is_over:
                 attempt.unlink(missing_ok=True)
                 self._settled(sandbox)
         # Without another sandbox there is nothing to fall back to.

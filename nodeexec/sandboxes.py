@@ -6,6 +6,7 @@ away with the bundle, so an agent that was away learns everything again. A sandb
 was started before its policy or while the agent was away, and cannot be saved.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,11 +18,16 @@ STARTED_DIR = "podsnap-started"
 REPORTED_FILE = "podsnap-reported"
 PAUSED_FILE = "podsnap-paused"
 ENDED_FILE = "podsnap-ended"
+PAGES_LOCAL_FILE = "podsnap-pages-local"
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedSandbox:
-    """A sandbox that the runtime prepared. ``restored_from`` is empty for a cold start."""
+    """A sandbox that the runtime prepared. ``restored_from`` is empty for a cold start.
+
+    ``image_dir`` is where the image lies that it is restored from; ``background`` if it runs before
+    all of its memory is there.
+    """
 
     id: str
     bundle: Path
@@ -34,6 +40,8 @@ class PreparedSandbox:
     expected_containers: int
     rootfs_only: bool = False
     stops: bool = False
+    image_dir: Path | None = None
+    background: bool = False
 
     @property
     def paused_for(self) -> str:
@@ -62,6 +70,18 @@ class PreparedSandbox:
     def is_reported(self) -> bool:
         """Whether the restore was told on the Pod."""
         return (self.bundle / REPORTED_FILE).exists()
+
+    @property
+    def has_its_pages(self) -> bool:
+        """Whether all of its memory is in the sandbox, as far as was noted."""
+        return not self.background or (self.bundle / PAGES_LOCAL_FILE).exists()
+
+    def mark_pages_local(self) -> None:
+        """Remember that nothing of its memory is missing any more."""
+        try:
+            (self.bundle / PAGES_LOCAL_FILE).touch(mode=0o600)
+        except FileNotFoundError:
+            return  # the Pod is already gone
 
     def mark_reported(self) -> None:
         """Remember that the restore was told; lost with the sandbox, as it should be."""
@@ -113,13 +133,19 @@ def mark_told(mark: Path) -> None:
         return  # told once more, at worst
 
 
-def mark_cold(attempt: Path, mark: Path, reason: str) -> bool:
-    """Turn the note of an attempt into that of a failure; whether there was one."""
+def mark_cold(attempt: Path, mark: Path, reason: str, *, blame: bool = True) -> bool:
+    """Turn the note of an attempt into that of a failure; whether there was one.
+
+    ``blame`` if it counts against the snapshot. On a full disk the note stays as it was.
+    """
     try:
-        raw: dict[str, Any] = json.loads(attempt.read_text(encoding="utf-8"))
-        raw["reason"] = reason
         mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        attempt.write_text(json.dumps(raw), encoding="utf-8")
+        raw: dict[str, Any] = json.loads(attempt.read_text(encoding="utf-8"))
+        raw |= {"reason": reason, "blame": blame}
+        temporary = attempt.with_name(f".{attempt.name}")
+        with contextlib.suppress(OSError):
+            temporary.write_text(json.dumps(raw), encoding="utf-8")
+            temporary.rename(attempt)
         attempt.rename(mark)
     except (OSError, ValueError):
         return False
@@ -132,6 +158,17 @@ def prepared_sandboxes(bundles: Path) -> Iterator[PreparedSandbox]:
         sandbox = read_record(record)
         if sandbox is not None:
             yield sandbox
+
+
+def images_to_be_opened(bundles: Path, cold_marks: Path) -> set[Path]:
+    """Return the directories of images that restores need which are not complete yet."""
+    return {
+        sandbox.image_dir
+        for sandbox in prepared_sandboxes(bundles)
+        if sandbox.image_dir is not None
+        and not sandbox.restore_is_complete
+        and not (cold_marks / sandbox.pod_uid).exists()
+    }
 
 
 def read_record(record: Path) -> PreparedSandbox | None:
@@ -152,6 +189,8 @@ def read_record(record: Path) -> PreparedSandbox | None:
             expected_containers=len(restore.get("image_ids") or {}),
             rootfs_only=bool(restore.get("rootfs_only")),
             stops=bool(raw.get("stop")),
+            image_dir=Path(restore["image_dir"]) if "image_dir" in restore else None,
+            background=bool(restore.get("background")),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

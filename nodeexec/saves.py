@@ -20,7 +20,8 @@ from typing import Final
 
 from backends.objects.interface import ObjectStore
 from nodeexec.bucket_stores import BucketUse
-from nodeexec.capture import MAX_ATTEMPTS, CaptureFailed, CaptureJob, Capturer, StoppedError
+from nodeexec.capture import MAX_ATTEMPTS, Capturer
+from nodeexec.capture_job import CaptureFailed, CaptureJob, StoppedError
 from nodeexec.cluster_view import ClusterView
 from nodeexec.image_ids import ImageIds, ImageIdUnknownError
 from nodeexec.metrics import AgentMetrics
@@ -28,6 +29,8 @@ from nodeexec.mounted_content import ContentError, MountedContent
 from nodeexec.pod_reports import PodReports
 from nodeexec.sandboxes import PreparedSandbox, prepared_sandboxes, sandbox_of_pod
 from nodeexec.settings import AgentSettings
+from nodeexec.store_delays import StoreDelayedError
+from nodeexec.upload import single_stream
 from nodeexec.workload_saves import is_complete
 from policies.capturing import may_save, storage_usable, warnings
 from policies.distill import distill
@@ -47,6 +50,7 @@ log = logging.getLogger(__name__)
 Key = tuple[str, str]
 
 _STORAGE_RETRY_S: Final = 5.0
+_PAGES_RETRY_S: Final = 2.0
 _IMAGE_ID_RETRY_S: Final = 0.5
 _SYNC_LOOK_S: Final = 0.2
 _UNWANTED_AFTER_S: Final = 60.0
@@ -89,6 +93,8 @@ class NodeSaves:
     open_store: Callable[[BucketUse], ObjectStore]
     # Saves that go on outside of the queue, by UID of the snapshot.
     _parting: set[str] = field(default_factory=set)
+    # When, on the monotonic clock, to try again to store an image; other looks come in between.
+    _later_s: dict[Key, float] = field(default_factory=dict)
 
     def concern(self, snapshot: Snapshot) -> bool:
         """Whether this node may have something to do for a snapshot."""
@@ -136,11 +142,16 @@ class NodeSaves:
         if not self.view.is_synced():
             return _SYNC_LOOK_S  # half a view would judge a save by what has not arrived yet
         snapshot = self.view.snapshots.store.get(*key)
+        if snapshot is None or snapshot.metadata.is_deleting:
+            self._later_s.pop(key, None)
         if snapshot is None or snapshot.metadata.uid in self._parting:
             return None
         if snapshot.metadata.is_deleting:
             self.capturer.remove_staging(snapshot)
             return None
+        left_s = self._later_s.get(key, 0.0) - self.capturer.clock.monotonic_s()
+        if left_s > 0:
+            return left_s
         try:
             if snapshot.capture is None:
                 return self._begin(snapshot)
@@ -176,14 +187,15 @@ class NodeSaves:
             gone = Failure("PodGone", "the Pod to be saved is gone")
             self._refuse(snapshot, pod, refusal or gone)
             return None
+        if not sandbox.has_its_pages:
+            return _PAGES_RETRY_S  # paused, it would stand still until they came
         job = self._job(snapshot, pod, sandbox, policy)
         if isinstance(job, float):
             return job
         if isinstance(job, Failure):
             self._refuse(snapshot, pod, job)
             return None
-        self._carry_through(snapshot, lambda: self._capture(job, attempt=attempt), pod)
-        return None
+        return self._carry_through(snapshot, lambda: self._capture(job, attempt=attempt), pod)
 
     def _capture(self, job: CaptureJob, *, attempt: int) -> tuple[Snapshot, CaptureRecord]:
         """Save a sandbox, one save at a time; a Pod that is being deleted waits until its end."""
@@ -216,6 +228,8 @@ class NodeSaves:
         job = self._job(snapshot, pod, sandbox, policy) if policy else _STORAGE_RETRY_S
         if isinstance(job, float):
             job = Failure("NotPrepared", "its storage or its images are not known yet")
+        if not sandbox.has_its_pages:
+            job = Failure("StillLoading", "its own memory was not all on the node yet")
         if isinstance(job, Failure):
             self._refuse(snapshot, pod, job)
             return
@@ -340,9 +354,11 @@ class NodeSaves:
             identity=identity,
             image_ids=image_ids,
             env_marks={} if policy.rootfs_only else env_marks(pod, pod.metadata.namespace),
+            group_labels=group_labels(pod.metadata.labels, policy),
             location=location,
             stops=policy.stops,
             rootfs_only=policy.rootfs_only,
+            encoding=policy.options.encoding,
         )
 
     def _location(self, snapshot: Snapshot, policy: Policy) -> Location | None:
@@ -371,12 +387,11 @@ class NodeSaves:
                 return job
             if isinstance(job, Failure):
                 continue
-            self._carry_through(
+            return self._carry_through(
                 snapshot,
                 functools.partial(self.capturer.adopt_workload_save, job, directory, attempt=1),
                 pod,
             )
-            return None
         return None
 
     def _identity(self, pod: Pod) -> str:
@@ -389,30 +404,40 @@ class NodeSaves:
 
     def _carry_through(
         self, snapshot: Snapshot, save: Callable[[], tuple[Snapshot, CaptureRecord]], pod: Pod
-    ) -> None:
+    ) -> float | None:
         try:
             sealed, record = save()
         except CaptureFailed as failed:
             self._tell_failure(snapshot, failed.failure, pod)
-            return
+            return None
         self.metrics.sealed(record)
-        self._store_sealed(sealed, pod)
+        return self._store_sealed(sealed, pod)
 
-    def _store_sealed(self, sealed: Snapshot, pod: Pod | None) -> None:
+    def _store_sealed(self, sealed: Snapshot, pod: Pod | None) -> float | None:
+        """Store what is sealed, or return in how many seconds to try again."""
         record = sealed.capture
         if record is None or record.location is None:
-            return
+            return None
+        key = sealed.metadata.key
         try:
             use = BucketUse(
                 record.location, Role.CHECKPOINT, sealed, record.pod_name, record.pod_uid
             )
             stored = self.capturer.store(sealed, record, self.open_store(use))
         except CaptureFailed as failed:
+            self._later_s.pop(key, None)
             self._tell_failure(sealed, failed.failure, pod)
-            return
+            return None
+        except StoreDelayedError as delayed:
+            self._later_s[key] = self.capturer.clock.monotonic_s() + delayed.again_s
+            return delayed.again_s
+        self._later_s.pop(key, None)
         self.metrics.uploaded(stored.capture or record)
         if pod is not None:
             self.reports.saved(pod, stored)
+            if stored.capture is not None and (text := single_stream(stored.capture)):
+                self.reports.event(pod, "Warning", text)
+        return None
 
     def _go_on(self, cached: Snapshot) -> float | None:
         """Finish what an earlier process of this node's agent began."""
@@ -425,8 +450,7 @@ class NodeSaves:
         if _holds(snapshot, CHECKPOINT):
             pod = self.view.pod(snapshot.metadata.namespace, capture.pod_name, capture.pod_uid)
             self._end_pod(snapshot, pod)
-            self._store_sealed(snapshot, pod)
-            return None
+            return self._store_sealed(snapshot, pod)
         once = {TriggerType.WORKLOAD, TriggerType.ON_DELETE}
         if snapshot.trigger_type not in once and capture.attempt < MAX_ATTEMPTS:
             return self._save(snapshot, attempt=capture.attempt + 1)

@@ -25,7 +25,9 @@ class AgentSettings:
     where buckets are directories below it. With ``bucket_tokens`` each use of a bucket is by a
     token that the controller mints for the Pod, else by Application Default Credentials. The cache
     of images may take ``cache_limit_bytes`` (0: no such limit) and ``cache_disk_share`` of its file
-    system.
+    system, and leaves ``cache_free_share`` of it free: more than where the kubelet evicts Pods
+    (``nodefs.available<10%``). Servers of images that are loaded in the background run in the
+    control group ``pages_cgroup``, so that they outlive the agent's Pod.
     """
 
     node_name: str
@@ -46,9 +48,11 @@ class AgentSettings:
     bucket_tokens: bool = False
     cache_limit_bytes: int = 0
     cache_disk_share: float = 0.5
+    cache_free_share: float = 0.15
     metrics_address: str = "127.0.0.1:8081"
     runtime_state_dir: Path = Path("/run/podsnap/runtime")
     machine_series: str = ""
+    pages_cgroup: str = "podsnap-pages"
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -93,6 +97,11 @@ class AgentSettings:
     def attempts_dir(self) -> Path:
         """Where the runtime notes restored Pods that were not seen to do well yet."""
         return self.runtime_state_dir / "attempts"
+
+    @property
+    def pages_dir(self) -> Path:
+        """Where images are mounted whose pages are on their way, one directory each."""
+        return self.runtime_state_dir / "pages"
 
     @property
     def bucket_access(self) -> BucketAccess:

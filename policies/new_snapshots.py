@@ -34,7 +34,7 @@ from schemas.trigger import ManualTrigger
 
 # Where Argo CD tracks by label, a group's label makes the snapshot look like one of its objects,
 # and what is not in Git it would delete.
-_NOT_OF_ARGO: Final = {
+NOT_OF_ARGO: Final = {
     "argocd.argoproj.io/compare-options": "IgnoreExtraneous",
     "argocd.argoproj.io/sync-options": "Prune=false",
 }
@@ -124,7 +124,7 @@ def _snapshot(
         made[GIT_REVISION_ANNOTATION] = brought.revision
     group = group_labels(pod.metadata.labels, policy)
     if ARGO_INSTANCE_LABEL in group:
-        made |= _NOT_OF_ARGO
+        made |= NOT_OF_ARGO
     return {
         "apiVersion": API_VERSION,
         "kind": "PodSnapshot",

@@ -41,6 +41,7 @@ class Reason(StrEnum):
     FETCH_FAILED = "FetchFailed"
     FETCH_TOO_SLOW = "FetchTooSlow"
     BYTES_DAMAGED = "BytesDamaged"
+    UNTRUSTED = "SignatureNotTrusted"
     RESTORE_FAILED = "RestoreFailed"
     AGENT_AWAY = "AgentAway"
 
@@ -70,6 +71,7 @@ COLD_START_REASONS: Final = frozenset(
         Reason.FETCH_FAILED,
         Reason.FETCH_TOO_SLOW,
         Reason.BYTES_DAMAGED,
+        Reason.UNTRUSTED,
         Reason.RESTORE_FAILED,
         Reason.AGENT_AWAY,
     }

@@ -13,6 +13,7 @@ import base64
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
@@ -24,13 +25,23 @@ FORMAT: Final = 2
 # What one page fault may cost, against what a manifest of a large image weighs: 1 MiB each.
 CHUNK_BYTES: Final = 1 << 20
 DIGEST_BYTES: Final = 32
+# What zstd makes of a chunk that does not shrink at all.
+ENCODED_LIMIT_BYTES: Final = CHUNK_BYTES + (CHUNK_BYTES >> 8)
 MANIFEST_NAME: Final = "manifest.json"
 # Beside the manifest and written before it, if the cluster signs (schemas.signature).
 SIGNATURE_NAME: Final = f"{MANIFEST_NAME}.sig"
 
 
+# What runsc writes, a container's tar file, and ours: nothing else becomes a file on a node.
+_PART_NAME: Final = re.compile(r"[a-z0-9_]{1,63}\.img|[a-z0-9][a-z0-9.-]{0,62}\.tar|metadata")
+
+
 class ManifestError(ValueError):
     """The text is no manifest that this version can use."""
+
+
+class NewerFormatError(ManifestError):
+    """A later version of podsnap wrote it: nothing is wrong with the snapshot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +67,18 @@ class Stored:
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> Self:
-        """Read what ``to_object`` wrote."""
+        """Read what ``to_object`` wrote.
+
+        Raises:
+            ValueError: a chunk has no length that an encoded one may have.
+        """
+        lengths = tuple(raw["chunkLengths"])
+        if not all(_is_count(n) and n <= ENCODED_LIMIT_BYTES for n in lengths):
+            raise ValueError("an encoded chunk has a length that none can have")
         return cls(
             encoding=Encoding[raw["encoding"].upper()],
             crc32c=raw["crc32c"],
-            chunk_lengths_bytes=tuple(raw["chunkLengths"]),
+            chunk_lengths_bytes=lengths,
         )
 
 
@@ -133,9 +151,13 @@ class Part:
         """Read what ``to_object`` wrote.
 
         Raises:
-            ValueError: the digests are not those of so many bytes.
+            ValueError: it names no file of an image, or its digests are not of so many bytes.
         """
         stored = raw.get("stored")
+        if not _PART_NAME.fullmatch(raw["name"]):
+            raise ValueError(f"{raw['name']!r} is no name of a part")
+        if not (_is_count(raw["length"]) and _is_count(raw.get("generation", 0))):
+            raise ValueError(f"part {raw['name']} has a length or a generation that is none")
         part = cls(
             name=raw["name"],
             length_bytes=raw["length"],
@@ -168,6 +190,8 @@ class Manifest:
     origin_pod: str = ""
     git_revision: str = ""
     trace_id: str = ""
+    policy_name: str = ""
+    group_labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def size_bytes(self) -> int:
@@ -190,6 +214,8 @@ class Manifest:
                 "namespace": self.namespace,
                 "cluster": self.cluster_id,
                 "attempt": self.attempt,
+                "policy": self.policy_name,
+                "groupLabels": dict(self.group_labels),
             },
             "parts": [p.to_object() for p in self.parts],
             "identity": self.identity.to_object(),
@@ -206,23 +232,32 @@ class Manifest:
         """Read a manifest.
 
         Raises:
+            NewerFormatError: a later version of podsnap wrote it.
             ManifestError: no JSON, another format, or a field is missing.
         """
         try:
             tree = json.loads(text)
+            if _is_count(tree["format"]) and tree["format"] > FORMAT:
+                raise NewerFormatError(
+                    f"the manifest has format {tree['format']}, this version reads {FORMAT}; it is "
+                    "of a later version of podsnap: update this one"
+                )
             if tree["format"] != FORMAT or tree["chunkBytes"] != CHUNK_BYTES:
                 raise ManifestError(
                     f"the manifest has format {tree['format']}, this version reads {FORMAT}; "
                     "save the Pod anew"
                 )
             snapshot = tree["snapshot"]
+            parts = tuple(map(Part.parse, tree["parts"]))
+            if not parts or len({part.name for part in parts}) < len(parts):
+                raise ManifestError("the manifest has no parts, or two of one name")
             return cls(
                 snapshot_uid=snapshot["uid"],
                 snapshot_name=snapshot["name"],
                 namespace=snapshot["namespace"],
                 cluster_id=snapshot["cluster"],
                 attempt=snapshot["attempt"],
-                parts=tuple(map(Part.parse, tree["parts"])),
+                parts=parts,
                 identity=SpecIdentity.parse(tree["identity"]),
                 compatibility=Compatibility.parse(tree["compatibility"]),
                 image_ids=tree["imageIDs"],
@@ -230,11 +265,17 @@ class Manifest:
                 origin_pod=tree["origin"]["pod"],
                 git_revision=tree.get("gitRevision", ""),
                 trace_id=tree.get("traceID", ""),
+                policy_name=str(snapshot.get("policy", "")),
+                group_labels={str(k): str(v) for k, v in snapshot.get("groupLabels", {}).items()},
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, ManifestError):
                 raise
             raise ManifestError(f"the manifest cannot be read ({error!r})") from error
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
 
 
 def digest(manifest: bytes) -> str:

@@ -25,6 +25,8 @@ FINALIZER: Final = f"{GROUP}/podsnapshot-finalizer"
 ORIGIN_POD_UID_ANNOTATION: Final = f"{OWN_GROUP}/origin-pod-uid"
 TRIGGER_UID_ANNOTATION: Final = f"{OWN_GROUP}/trigger-uid"
 TRIGGER_TYPE_ANNOTATION: Final = f"{OWN_GROUP}/trigger-type"
+# On a PodSnapshot that was imported: under which UID its bytes were stored.
+STORED_UID_ANNOTATION: Final = f"{OWN_GROUP}/stored-uid"
 GIT_SOURCE_ANNOTATION: Final = f"{OWN_GROUP}/git-source"
 GIT_REVISION_ANNOTATION: Final = f"{OWN_GROUP}/git-revision"
 GIT_SOURCE_FINALIZER: Final = f"{OWN_GROUP}/git-source-finalizer"
@@ -39,6 +41,8 @@ ORIGIN_NODE_LABEL: Final = f"{OWN_GROUP}/origin-node"
 SERVICE_ACCOUNT_ANNOTATION: Final = f"{OWN_GROUP}/service-account"
 IDENTITY_LABEL: Final = f"{OWN_GROUP}/identity"
 NODE_FACTS_ANNOTATION: Final = f"{OWN_GROUP}/node-facts"
+# On the leader's Lease: the mark that this cluster puts on its objects in buckets.
+CLUSTER_ID_ANNOTATION: Final = f"{OWN_GROUP}/cluster-id"
 
 # What Argo CD tracks by, where it was told to track by label.
 ARGO_INSTANCE_LABEL: Final = "app.kubernetes.io/instance"
@@ -69,11 +73,15 @@ ACCESS_MANAGER: Final = "podsnap-access"
 DAMAGE_MANAGER: Final = "podsnap-damage"
 GITSOURCE_MANAGER: Final = "podsnap-gitsource"
 AGENT_MANAGER: Final = "podsnap-agent"
+# Apart from PodRestored: each is written and removed at its own time.
+PAGES_MANAGER: Final = "podsnap-pages"
 
 # -- conditions
 CHECKPOINT: Final = "Checkpoint"
 STORAGE_REPLICATED: Final = "StorageReplicated"
 READY: Final = "Ready"
+# On a storage config, beside Ready: nothing about the bucket costs time, money or clean-up.
+AS_RECOMMENDED: Final = f"{OWN_GROUP}/AsRecommended"
 # Beside Ready on a GitSource, as kstatus reads them: there only while they are true.
 RECONCILING: Final = "Reconciling"
 STALLED: Final = "Stalled"

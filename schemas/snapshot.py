@@ -23,6 +23,7 @@ from schemas.names import (
     ORIGIN_POD_UID_ANNOTATION,
     POLICY_ORIGIN_ANNOTATION,
     READY,
+    STORED_UID_ANNOTATION,
     TRACEPARENT_ANNOTATION,
     TRIGGER_TYPE_ANNOTATION,
 )
@@ -174,6 +175,8 @@ class CaptureRecord:
 
     From ``frozen_at`` the Pod stands still, from ``dumping_at`` runsc writes until ``dumped_at``; a
     program that saves itself tells nobody of these.
+    Of the largest part, ``upload_components`` tells of how many parts the bucket says that it was
+    composed, ``upload_parallel`` whether it went over several streams (``None``: one was meant).
     ``env_marks`` maps each container to its environment's keys, each with a mark that tells whether
     a value differs and nothing else about it.
     """
@@ -192,6 +195,9 @@ class CaptureRecord:
     uploaded_at: str = ""
     failed_at: str = ""
     upload_parts: int = 0
+    upload_components: int = 0
+    upload_bytes_per_s: int = 0
+    upload_parallel: bool | None = None
     checkpoint_s: float = 0.0
     seal_s: float = 0.0
     size_bytes: int = 0
@@ -222,6 +228,8 @@ class CaptureRecord:
             "uploadedAt": self.uploaded_at,
             "failedAt": self.failed_at,
             "uploadParts": self.upload_parts,
+            "uploadComponents": self.upload_components,
+            "uploadBytesPerSecond": self.upload_bytes_per_s,
             "checkpointSeconds": f"{self.checkpoint_s:.3f}",
             "sealSeconds": f"{self.seal_s:.3f}",
             "sizeBytes": self.size_bytes,
@@ -232,6 +240,8 @@ class CaptureRecord:
             "scope": "rootfs-only" if self.rootfs_only else "whole-pod",
             "env": {c: dict(marks) for c, marks in self.env_marks.items()},
         }
+        if self.upload_parallel is not None:
+            rendered["uploadParallel"] = self.upload_parallel
         if self.sizes is not None:
             rendered["sizes"] = self.sizes.to_object()
         if self.location is not None:
@@ -259,6 +269,9 @@ class CaptureRecord:
             uploaded_at=raw.get("uploadedAt", ""),
             failed_at=raw.get("failedAt", ""),
             upload_parts=raw.get("uploadParts", 0),
+            upload_components=raw.get("uploadComponents", 0),
+            upload_bytes_per_s=raw.get("uploadBytesPerSecond", 0),
+            upload_parallel=raw.get("uploadParallel"),
             checkpoint_s=float(raw.get("checkpointSeconds") or 0),
             seal_s=float(raw.get("sealSeconds") or 0),
             size_bytes=raw.get("sizeBytes", 0),
@@ -384,6 +397,16 @@ class Snapshot:
     def origin_pod_uid(self) -> str:
         """The UID of that Pod."""
         return self.metadata.annotations.get(ORIGIN_POD_UID_ANNOTATION, "")
+
+    @property
+    def stored_uid(self) -> str:
+        """The UID that its manifest and its objects carry; that of an imported one is new."""
+        return self.metadata.annotations.get(STORED_UID_ANNOTATION, self.metadata.uid)
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether it was made from a manifest in a bucket, and not to save a Pod."""
+        return STORED_UID_ANNOTATION in self.metadata.annotations
 
     @property
     def trigger_type(self) -> str:

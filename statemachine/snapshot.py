@@ -122,15 +122,20 @@ def _has_no_policy(facts: SnapshotFacts) -> bool:
     return not facts.policy_exists
 
 
-# What waits for a workload can be filled by another Pod; every other save is of one Pod.
+# What waits for a workload can be filled by another Pod, and what is imported is in the bucket;
+# every other save is of one Pod.
 def _has_no_pod(facts: SnapshotFacts) -> bool:
     """Nobody has claimed it, and the one Pod that it is to be made from is gone."""
-    return not facts.snapshot.awaits_workload and not facts.origin_alive
+    return _is_of_one_pod(facts.snapshot) and not facts.origin_alive
 
 
 def _has_no_agent(facts: SnapshotFacts) -> bool:
     """Nobody has claimed it, and the agent of that Pod's node gives no sign of life."""
-    return not facts.snapshot.awaits_workload and not facts.agent_alive
+    return _is_of_one_pod(facts.snapshot) and not facts.agent_alive
+
+
+def _is_of_one_pod(snapshot: Snapshot) -> bool:
+    return not snapshot.awaits_workload and not snapshot.is_imported
 
 
 def _is_only_asked_for(_: SnapshotFacts) -> bool:
@@ -184,6 +189,8 @@ def _obsolete(facts: SnapshotFacts) -> Step:
 
 def _pending(facts: SnapshotFacts) -> Step:
     snapshot = facts.snapshot
+    if snapshot.is_imported:
+        return Step(State.PENDING, "its import was cut short; run podsnap store import again")
     agent = f"waits for the agent on node {snapshot.origin_node}"
     match snapshot.trigger_type:
         case TriggerType.WORKLOAD:
@@ -286,7 +293,10 @@ TURNS: Final[Mapping[State, Turn]] = {
         "the agent that claimed it",
         "runsc's deadline, which grows with the memory; three attempts; the agent is silent",
     ),
-    State.UPLOADING: Turn("the agent that claimed it", "the bucket refuses; the agent is silent"),
+    State.UPLOADING: Turn(
+        "the agent that claimed it",
+        "the bucket refuses, or is away for an hour; the agent is silent",
+    ),
     State.AVAILABLE: Turn("nobody: it is what was wanted", "none: retention and you delete it"),
     State.OBSOLETE: Turn(
         "you: bring back the policy, the spec or the node that its message names, lift the "
