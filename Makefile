@@ -33,9 +33,16 @@ tools-gitops: ## Build the pinned Flux, Argo CD and others for the tests (8 minu
 	@$(PYTHON) localcluster/toolchain.py build gitops
 	@$(PYTHON) localcluster/toolchain.py build telemetry
 
+.PHONY: tools-storage
+tools-storage: ## Build the pinned server that speaks Cloud Storage's protocol (1 minute, once)
+	@$(PYTHON) localcluster/toolchain.py build storage
+
+# BUCKET=gcs: buckets of a server that speaks Cloud Storage's protocol, instead of directories.
+BUCKET ?=
+
 .PHONY: demo
-demo: venv tools ## A slow Pod, saved and restored on a real local cluster
-	@$(BIN)/python examples/demo.py
+demo: venv tools $(if $(filter gcs,$(BUCKET)),tools-storage) ## A slow Pod, saved and restored on a real local cluster
+	@$(BIN)/python examples/demo.py $(if $(BUCKET),--bucket $(BUCKET))
 
 .PHONY: demo-down
 demo-down: venv ## Remove everything that the demo made
@@ -55,7 +62,7 @@ format: venv ## Format the code
 	@$(BIN)/ruff check --fix --quiet .
 
 .PHONY: test
-test: venv tools tools-gitops check ## Run all tests
+test: venv tools tools-gitops tools-storage check ## Run all tests
 	@$(BIN)/pytest
 
 .PHONY: test-gitops

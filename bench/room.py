@@ -217,7 +217,8 @@ class Room:
     def image_dir(self, snapshot: Snapshot) -> Path:
         """Return where the node keeps a snapshot's image, once it is there."""
         cache = self.cluster.nodes[0].directory / "podsnap" / "cache"
-        directory = cache / snapshot.metadata.uid
+        digest = snapshot.capture.manifest_digest if snapshot.capture else ""
+        directory = cache / digest.removeprefix("sha256:")
         until(f"the image {directory}", directory.is_dir, limit_s=SAVE_LIMIT_S)
         return directory
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``make bench``: the project's numbers, measured on a real cluster of their own.
 
-    bench/run.py                   everything, about ten minutes
+    bench/run.py                   everything, about twenty minutes
     bench/run.py wrapper decision  only these
     bench/run.py --keep idle       leave the cluster up
     bench/run.py -o json small     the result as JSON on stdout, what happens on stderr
@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import bucket_transfers
 import click
 import cluster_up
 import dead_collector
@@ -34,7 +35,9 @@ import plan_time
 import report
 import save_pause
 import semantic_search
+import shared_fetch
 import small_pods
+import stored_forms
 import trigger_latency
 import wrapper_cost
 from figure import Figure
@@ -72,6 +75,10 @@ Measure = Callable[[LocalCluster, Callable[[str], None]], list[Figure]]
 # In this order: `up` makes the cluster anew, and `idle` looks at programs that have worked.
 PARTS: dict[str, Measure] = {
     "lint": lint.measure,
+    "fetch": bucket_transfers.measure_fetch,
+    "upload": bucket_transfers.measure_upload,
+    "one-fetch": shared_fetch.measure,
+    "forms": stored_forms.measure,
     "up": cluster_up.measure,
     "restore": semantic_search.measure,
     "small": small_pods.measure,
@@ -88,7 +95,7 @@ PARTS: dict[str, Measure] = {
     "idle": idle_cost.measure,
 }
 # They need none, or make it.
-_WITHOUT_CLUSTER = frozenset({"lint", "plan", "up"})
+_WITHOUT_CLUSTER = frozenset({"fetch", "forms", "lint", "one-fetch", "plan", "up", "upload"})
 # The other parts run Pods of the image `counter`, or none.
 _IMAGES = {"restore": "semantic-search"}
 

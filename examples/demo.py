@@ -16,7 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -24,6 +24,7 @@ from localcluster.cluster import ClusterError, LocalCluster
 from localcluster.images import build_image, default_cache
 from localcluster.machine import MachineError
 from localcluster.network import NetworkError
+from localcluster.object_server import ObjectServerError, make_bucket
 from localcluster.pod_times import Observed, PodTimes, PodWaitError, watching
 from localcluster.preflight import PreflightError
 from localcluster.toolchain import ToolchainError
@@ -64,9 +65,18 @@ def timed(what: str) -> Iterator[None]:
 class Demo:
     """The story, in order."""
 
-    def __init__(self, cluster: LocalCluster, results: Path = BUILD) -> None:
-        """Nothing happens yet; ``results`` is where result.json goes."""
+    def __init__(
+        self,
+        cluster: LocalCluster,
+        results: Path = BUILD,
+        bucket: Literal["directory", "gcs"] | None = None,
+    ) -> None:
+        """Nothing happens yet; ``results`` is where result.json goes.
+
+        ``bucket`` is what the cluster's buckets are to be, or whatever they are.
+        """
         self.cluster = cluster
+        self.bucket = bucket
         self.results = results
         self.repository = cluster.state_dir / "demo" / "policies"
         self.result: dict[str, Any] = {}
@@ -84,7 +94,11 @@ class Demo:
     def run(self) -> None:
         """Tell it all."""
         title("A real cluster: kube-apiserver, kubelet, containerd, gVisor, podsnap")
-        self.cluster.up()
+        self.cluster.up(bucket=self.bucket)
+        where = self.cluster.bucket_endpoint
+        kind = f"at {where}, over Cloud Storage's protocol" if where else "is a directory"
+        say(f"bucket {BUCKET} {kind}")
+        self.result["bucket_endpoint"] = where
         self.load_images()
         self.start_over()
         with watching(self.cluster.kubeconfig, NAMESPACE) as times:
@@ -102,7 +116,7 @@ class Demo:
 
     def load_images(self) -> None:
         """Build the examples' images and hand them to the node."""
-        (self.cluster.buckets / BUCKET).mkdir(mode=0o700, exist_ok=True)
+        make_bucket(self.cluster, BUCKET)
         for example in ("semantic-search", "counter"):
             image = build_image(HERE / example, cache=default_cache(), progress=say)
             with timed(f"image {image.ref} loaded, {image.layer_bytes / 1e6:.0f} MB"):
@@ -377,17 +391,20 @@ def table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
         say("  ".join(str(c).ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
 
 
-def main() -> int:
-    """Run the demo; 1 if it failed, with the cause, where to look and what to do."""
+@click.command()
+@click.option("--bucket", type=click.Choice(["directory", "gcs"]))
+def main(bucket: Literal["directory", "gcs"] | None) -> None:
+    """Run the demo; exit with 1 if it failed, with the cause, where to look and what to do."""
     cluster = LocalCluster(progress=say)
     began_s = time.monotonic()
     try:
-        Demo(cluster).run()
+        Demo(cluster, bucket=bucket).run()
     except (
         ClusterError,
         DemoError,
         MachineError,
         NetworkError,
+        ObjectServerError,
         OSError,
         PodWaitError,
         PreflightError,
@@ -400,10 +417,9 @@ def main() -> int:
             "Then `make demo` again, or `make demo-down` to remove everything.",
             err=True,
         )
-        return 1
+        sys.exit(1)
     say(f"{time.monotonic() - began_s:.0f} s in all")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -188,7 +188,9 @@ def test_a_corrupt_image_in_the_cache_costs_one_start_and_no_pod(scene: Scene) -
     scene.policy()
     scene.ready_pod("first")
     snapshot = scene.save("first")
-    image = scene.node_state / "cache" / snapshot.metadata.uid / "checkpoint.img"
+    assert snapshot.capture is not None
+    name = snapshot.capture.manifest_digest.removeprefix("sha256:")
+    image = scene.node_state / "cache" / name / "checkpoint.img"
     stat = image.stat()
     with image.open("r+b") as file:
         file.seek(stat.st_size // 2)

@@ -429,12 +429,15 @@ def snapshot_controller(client: KubeClient, bucket_root: Path) -> Iterator[Snaps
     cache.start()
     try:
         eventually(cache.is_synced, "the controller's caches are filled")
-        yield SnapshotController(
+        made = SnapshotController(
             client=client,
             cache=cache,
             clock=SteppedClock(),
             open_store=lambda location: LocalDirStore(bucket_root / location.bucket),
             demands=DemandBook(cache, SteppedClock()),
+            events=EventRecorder(client, component="tests", instance="tests"),
         )
+        made.delete_soon = made.delete_bytes
+        yield made
     finally:
         cache.stop()

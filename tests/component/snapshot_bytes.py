@@ -8,6 +8,7 @@ from cluster_world import World
 from backends.kube.client import POD_SNAPSHOTS, KubeClient
 from backends.objects.localdir import LocalDirStore
 from nodeexec.upload import ATTEMPT_KEY, CLUSTER_KEY, NAMESPACE_KEY, SNAPSHOT_UID_KEY
+from schemas.manifest import digest
 from schemas.names import CAPTURE_MANAGER, FINALIZER, TRIGGER_TYPE_ANNOTATION
 from schemas.snapshot import CaptureRecord
 from schemas.storage_config import Location
@@ -68,6 +69,7 @@ def complete(world: World, agent: KubeClient, made: dict[str, Any]) -> dict[str,
         uploaded_at="2026-01-01T10:00:03.000000Z",
         size_bytes=15,
         location=Location(world.bucket.name, f"snapshots/{name}"),
+        manifest_digest=digest(b"bytes"),
     )
     conditions = [
         {

@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from runsc_sandbox import (
 )
 
 from backends.kube.client import POD_SNAPSHOTS, KubeClient
-from backends.objects.interface import ObjectInfo
+from backends.objects.interface import ObjectInfo, never
 from backends.objects.localdir import LocalDirStore
 from localcluster.toolchain import Toolchain
 from nodeexec import capture
@@ -159,7 +159,7 @@ def test_the_stored_image_lies_in_the_node_s_cache_and_nothing_in_staging(
     """The node that saved a Pod restores the next one without a fetch."""
     sealed, record = node.capturer.save(node.job(), attempt=1)
     stored = node.capturer.store(sealed, record, node.store)
-    cached = node.capturer.cache.lookup(stored.metadata.uid)
+    cached = node.capturer.cache.lookup(stored)
     assert cached is not None
     assert cached.stat().st_mode & 0o777 == 0o700
     assert list(node.capturer.staging.iterdir()) == []
@@ -192,7 +192,7 @@ def test_a_second_attempt_never_reuses_a_directory(node: SavingNode) -> None:
     client.communicate(timeout=10)
     sealed, record = node.capturer.save(job, attempt=2)
     second = node.capturer.directory(job.snapshot, 2)
-    assert sorted(f.name for f in second.iterdir()) == ALL_FILES
+    assert sorted(f.name for f in second.iterdir()) == sorted([*ALL_FILES, "verified.json"])
     assert not first.exists()
     stored = node.capturer.store(sealed, record, node.store)
     assert stat(node, stored, "pages.img").metadata[ATTEMPT_KEY] == "2"
@@ -252,10 +252,20 @@ class _DeletingStore(LocalDirStore):
         self._name = name
 
     def put_file(
-        self, name: str, path: Path, *, if_generation_match: int, metadata: Mapping[str, str]
+        self,
+        name: str,
+        path: Path,
+        *,
+        if_generation_match: int,
+        metadata: Mapping[str, str],
+        cancelled: Callable[[], bool] = never,
     ) -> ObjectInfo:
         info = super().put_file(
-            name, path, if_generation_match=if_generation_match, metadata=metadata
+            name,
+            path,
+            if_generation_match=if_generation_match,
+            metadata=metadata,
+            cancelled=cancelled,
         )
         self._world.admin.delete(POD_SNAPSHOTS, self._name, namespace=self._world.namespace)
         return info
@@ -269,7 +279,7 @@ def test_a_deletion_during_the_upload_leaves_nothing_in_the_bucket(node: SavingN
         node.capturer.store(sealed, record, store)
     assert node.objects() == []
     assert list(node.capturer.staging.iterdir()) == []
-    assert node.capturer.cache.lookup(sealed.metadata.uid) is None
+    assert list((node.capturer.staging.parent / "cache").iterdir()) == []
     now = node.snapshot(sealed.metadata.name)
     assert now.metadata.is_deleting
     assert now.capture is not None

@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Restore or cold: the answer to a sandbox's question, from a real cluster, bucket and image."""
 
+import base64
 import os
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cluster_world import World, eventually
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from kube_apiserver import ApiServer
 from runsc_sandbox import (
     CONTAINER,
@@ -28,10 +32,13 @@ from runsc_sandbox import (
 from backends.clock import SystemClock
 from backends.kube.client import POD_SNAPSHOT_POLICIES, POD_SNAPSHOT_STORAGE_CONFIGS, KubeClient
 from backends.kube.events import EventRecorder
-from backends.objects.interface import ObjectInfo
+from backends.objects.interface import RangeReader
 from backends.objects.localdir import LocalDirStore
-from localcluster.toolchain import Toolchain
-from nodeexec import restore_decision
+from localcluster.fuse_library import fuse_library
+from localcluster.toolchain import Toolchain, default_cache
+from nodeexec import fuse, restore_decision
+from nodeexec.background_loads import BackgroundLoads
+from nodeexec.bucket_stores import BucketUse
 from nodeexec.cluster_view import ClusterView, Listeners
 from nodeexec.image import PARTS
 from nodeexec.mounted_content import MountedContent
@@ -39,13 +46,22 @@ from nodeexec.node_cache import NodeCache
 from nodeexec.pod_reports import PodReports
 from nodeexec.restore_decision import Decision, RestoreDecider
 from nodeexec.restore_progress import RunningRestores
+from nodeexec.settings import AgentSettings
+from nodeexec.signing import PRIVATE_KEY, SECRETS, SIGNING_SECRET, ManifestSigning
 from policies.verdict import COLD_START_REASONS, Reason
 from reconciler.snapshot_controller import SnapshotController
-from schemas.names import GATE_ANNOTATION, NAMESPACES_ANNOTATION, READY
+from schemas.manifest import MANIFEST_NAME, SIGNATURE_NAME
+from schemas.names import (
+    BACKGROUND_LOADING_ANNOTATION,
+    GATE_ANNOTATION,
+    NAMESPACES_ANNOTATION,
+    READY,
+    REQUIRE_SIGNATURE_ANNOTATION,
+    SYSTEM_NAMESPACE,
+)
 from schemas.pod import Pod
 from schemas.policy_options import GATE_LIMIT_S
 from schemas.snapshot import Compatibility, Snapshot
-from schemas.storage_config import Location
 from statemachine.restore import Outcome
 from statemachine.trace import restore_spans
 
@@ -170,8 +186,8 @@ class Deciding:
         assert self.snapshot.capture.location is not None
         return self.saving.world.bucket / self.snapshot.capture.location.path / name
 
-    def _open(self, location: Location) -> LocalDirStore:
-        assert location.bucket == self.saving.world.bucket.name
+    def _open(self, use: BucketUse) -> LocalDirStore:
+        assert use.location.bucket == self.saving.world.bucket.name
         self.fetches += 1
         return self.store
 
@@ -242,7 +258,7 @@ def test_a_pod_is_restored_from_the_cache_of_the_node_that_saved(deciding: Decid
         CONTAINER: deciding.saving.running.node.counter.image_id
     }
     assert answer["restore"]["deadline_s"] > 60
-    image = deciding.saving.capturer.cache.lookup(deciding.snapshot.metadata.uid)
+    image = deciding.saving.capturer.cache.lookup(deciding.snapshot)
     assert answer["restore"]["image_dir"] == str(image)
 
 
@@ -444,16 +460,13 @@ class _SlowStore(LocalDirStore):
         super().__init__(root)
         self.open_line = threading.Event()
 
-    def download(
-        self,
-        name: str,
-        path: Path,
-        *,
-        generation: int,
-        on_block: Callable[[bytes], None] | None = None,
-    ) -> ObjectInfo:
+    @contextmanager
+    def open_range(
+        self, name: str, *, generation: int, start: int, end: int
+    ) -> Iterator[RangeReader]:
         assert self.open_line.wait(20)
-        return super().download(name, path, generation=generation, on_block=on_block)
+        with super().open_range(name, generation=generation, start=start, end=end) as stream:
+            yield stream
 
 
 def test_a_fetch_slower_than_the_gate_is_a_cold_start_and_serves_the_next_pod(
@@ -477,9 +490,78 @@ def test_a_fetch_slower_than_the_gate_is_a_cold_start_and_serves_the_next_pod(
     assert decision.unfetched.metadata.uid == deciding.snapshot.metadata.uid
     assert str(deciding.snapshot.metadata) in decision.reason
     assert deciding.damaged == []
-    eventually(lambda: cache.lookup(deciding.snapshot.metadata.uid), "the fetch went on")
+    eventually(lambda: cache.lookup(deciding.snapshot), "the fetch went on")
     assert deciding.ask(decider, pod).outcome is Outcome.RESTORED
     assert deciding.fetches == 1
+
+
+class _StalledStore(LocalDirStore):
+    """The real bucket behind a line over which the first byte comes late."""
+
+    @contextmanager
+    def open_range(
+        self, name: str, *, generation: int, start: int, end: int
+    ) -> Iterator[RangeReader]:
+        threading.Event().wait(1.0)
+        with super().open_range(name, generation=generation, start=start, end=end) as stream:
+            yield stream
+
+
+@pytest.fixture
+def loads(deciding: Deciding, monkeypatch: pytest.MonkeyPatch) -> Iterator[BackgroundLoads]:
+    """The loads of a like node that never had the image."""
+    library = fuse_library(default_cache(), progress=lambda _: None)
+    monkeypatch.setenv(fuse.LIBRARY_VARIABLE, str(library))
+    if problem := fuse.problem():
+        pytest.skip(problem)
+    bucket, state = deciding.saving.world.bucket, deciding.state
+    settings = AgentSettings("node-1", *(state,) * 10, cluster_id="c", bucket_root=bucket.parent)
+    settings = replace(settings, runtime_state_dir=state / "run", pages_cgroup="")
+    store = LocalDirStore(bucket)
+    cache = deciding.empty_cache()
+    made = BackgroundLoads(settings, cache, lambda _: store, lambda _: None, linger_s=0.2)
+    yield made
+    eventually(lambda: not any(settings.pages_dir.glob("*")), "the server ends")
+
+
+def test_a_policy_that_says_so_restores_before_the_memory_is_here(
+    deciding: Deciding, loads: BackgroundLoads
+) -> None:
+    """From a mount, of which every byte is right."""
+    decider = deciding.decider(loads.cache)
+    decider.loads = loads
+    world = deciding.saving.world
+    key = (world.namespace, "web")
+    change = {"metadata": {"annotations": {BACKGROUND_LOADING_ANNOTATION: "true"}}}
+    world.admin.merge_patch(
+        POD_SNAPSHOT_POLICIES, key[1], change, namespace=key[0], field_manager="tests"
+    )
+
+    def is_shown() -> bool:
+        policy = deciding.view.policies.store.get(*key)
+        return policy is not None and policy.options.background is True
+
+    eventually(is_shown, "the agent sees the policy")
+    decision = deciding.ask(decider, deciding.new_pod())
+    assert decision.background
+    assert decision.image_dir is not None
+    assert decision.image_dir.parent.parent == loads.settings.pages_dir
+    for name in PARTS:
+        assert (decision.image_dir / name).read_bytes() == deciding.part(name).read_bytes()
+
+
+def test_a_fetch_that_stands_still_is_replaced_by_a_load(
+    deciding: Deciding, loads: BackgroundLoads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was small enough to be fetched, as far as anybody knew."""
+    monkeypatch.setattr(restore_decision, "_LOAD_START_S", GATE_LIMIT_S - 0.2)
+    monkeypatch.setattr(restore_decision, "_FETCH_SHARE", 0.0)
+    deciding.store = _StalledStore(deciding.saving.world.bucket)
+    decider = deciding.decider(loads.cache)
+    decider.loads = loads
+    decision = deciding.ask(decider, deciding.new_pod())
+    assert decision.outcome is Outcome.RESTORED, decision.reason
+    assert decision.background
 
 
 @pytest.mark.contract(23, injected="the runsc version, the CPU's features")
@@ -538,3 +620,57 @@ def test_a_bucket_that_is_not_for_the_namespace_is_not_restored_from(deciding: D
 
     assert (decision.snapshot, decision.cause) == (None, Reason.STORAGE_NOT_ALLOWED)
     assert decision.reason.endswith("is not for this namespace")
+
+
+def test_a_policy_that_asks_for_a_signature_restores_nothing_else(
+    deciding: Deciding, agent_client: KubeClient
+) -> None:
+    """The agent's own rights reach the keys; without a signature the Pod starts cold, and why."""
+    world, pod = deciding.saving.world, deciding.new_pod()
+    annotations = {REQUIRE_SIGNATURE_ANNOTATION: "true"}
+    world.admin.merge_patch(
+        POD_SNAPSHOT_POLICIES,
+        "web",
+        {"metadata": {"annotations": annotations}},
+        namespace=world.namespace,
+        field_manager="t",
+    )
+    key = (world.namespace, "web")
+
+    def asks() -> bool:
+        policy = deciding.view.policies.store.get(*key)
+        return policy is not None and policy.options.requires_signature
+
+    eventually(asks, "the agent's cache shows the policy")
+    signing = ManifestSigning(agent_client, SystemClock())
+    decider = deciding.here()
+    decider.signature_refusal = signing.refusal
+    cold = deciding.ask(decider, pod)
+    assert (cold.outcome, cold.cause) == (Outcome.COLD_DESPITE_SNAPSHOT, Reason.UNTRUSTED)
+    assert "its manifest is not signed" in cold.reason
+    assert deciding.damaged == []
+
+    pem = Ed25519PrivateKey.generate().private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+    )
+    body = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": SIGNING_SECRET, "namespace": SYSTEM_NAMESPACE},
+        "data": {PRIVATE_KEY: base64.b64encode(pem).decode()},
+    }
+    world.admin.create(SECRETS, body, field_manager="t")
+    try:
+        signing = ManifestSigning(agent_client, SystemClock())
+        image = deciding.saving.capturer.cache.lookup(deciding.snapshot)
+        assert image is not None
+        signature = signing.sign((image / MANIFEST_NAME).read_bytes())
+        assert signature is not None
+        name = deciding.part(SIGNATURE_NAME).relative_to(world.bucket)
+        deciding.store.put_bytes(str(name), signature, if_generation_match=0, metadata={})
+        decider.signature_refusal = signing.refusal
+        # The image was here before its signature was.
+        assert deciding.ask(decider, pod).outcome is Outcome.RESTORED
+        assert (image / SIGNATURE_NAME).read_bytes() == signature
+    finally:
+        world.admin.delete(SECRETS, SIGNING_SECRET, namespace=SYSTEM_NAMESPACE)

@@ -18,8 +18,10 @@ from yaml_scalars import SCALARS
 from backends.kube.client import (
     GIT_SOURCES,
     POD_SNAPSHOT_POLICIES,
+    POD_SNAPSHOT_TOKEN_REQUESTS,
     POD_SNAPSHOTS,
     PODS,
+    SERVICE_ACCOUNTS,
     KubeClient,
     Resource,
 )
@@ -221,6 +223,41 @@ def test_the_controller_may_not_touch_pods(world: World, controller_client: Kube
             },
             field_manager=CONTROLLER_MANAGER,
             subresource="status",
+        )
+
+
+def test_an_agent_asks_for_tokens_and_makes_none(world: World, agent_client: KubeClient) -> None:
+    """It sees no request but the one it knows by name, and cannot answer itself."""
+    spec = {"nodeName": "node-1", "role": "restore", "snapshot": {"name": "s"}}
+    body = world.object("PodSnapshotTokenRequest", "r", spec)
+    agent_client.create(POD_SNAPSHOT_TOKEN_REQUESTS, body, field_manager="t")
+    answer = {**world.object("PodSnapshotTokenRequest", "r", None), "status": {"sealedToken": "A"}}
+    refused = (
+        lambda: agent_client.service_account_token(world.namespace, "default", {"audiences": []}),
+        lambda: agent_client.get(SERVICE_ACCOUNTS, "default", namespace=world.namespace),
+        lambda: agent_client.list(POD_SNAPSHOT_TOKEN_REQUESTS, namespace=world.namespace),
+        lambda: agent_client.apply(
+            POD_SNAPSHOT_TOKEN_REQUESTS, answer, field_manager="t", subresource="status"
+        ),
+    )
+    for act in refused:
+        with pytest.raises(Forbidden):
+            act()
+    agent_client.delete(POD_SNAPSHOT_TOKEN_REQUESTS, "r", namespace=world.namespace)
+
+
+def test_the_controller_answers_requests_and_makes_none(
+    world: World, controller_client: KubeClient
+) -> None:
+    """Admission keeps the tokens that it may make to audiences outside of the cluster."""
+    spec = {"nodeName": "node-1", "role": "restore", "snapshot": {"name": "s"}}
+    body = world.object("PodSnapshotTokenRequest", "r", spec)
+    with pytest.raises(Forbidden):
+        controller_client.create(POD_SNAPSHOT_TOKEN_REQUESTS, body, field_manager="t")
+    account = {"kind": "ServiceAccount", "metadata": {"name": "a", "namespace": world.namespace}}
+    with pytest.raises(Forbidden):
+        controller_client.create(
+            SERVICE_ACCOUNTS, {"apiVersion": "v1", **account}, field_manager="t"
         )
 
 

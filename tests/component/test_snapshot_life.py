@@ -10,7 +10,8 @@ import pytest
 from cluster_world import World, eventually
 from snapshot_bytes import make_snapshot, put_parts, stored
 
-from backends.kube.client import POD_SNAPSHOT_POLICIES, POD_SNAPSHOTS, KubeClient
+from backends.kube.client import EVENTS, POD_SNAPSHOT_POLICIES, POD_SNAPSHOTS, KubeClient
+from schemas.names import ABANDON_BYTES_ANNOTATION
 from schemas.snapshot import Snapshot
 
 pytestmark = pytest.mark.usefixtures("manager")
@@ -102,3 +103,70 @@ def test_a_bucket_that_is_gone_holds_no_object_back(
     world.bucket.rename(world.bucket.with_name(f"{world.bucket.name}-elsewhere"))
     world.admin.delete(POD_SNAPSHOTS, name, namespace=world.namespace)
     eventually(lambda: world.get(POD_SNAPSHOTS, name) is None, "the object is gone")
+    assert "does not exist" in told(world, name, "BucketNotFound")
+
+
+def test_a_bucket_that_refuses_keeps_the_object_until_it_no_longer_does(
+    world: World, agent_client: KubeClient, name: str
+) -> None:
+    """The object says why; nobody has to do anything but mend the bucket."""
+    world.make_bucket()
+    world.policy()
+    make_snapshot(world, agent_client, name)
+    shows(world, name, "AllSnapshotsAvailable")
+    with bucket_refusing(world):
+        world.admin.delete(POD_SNAPSHOTS, name, namespace=world.namespace)
+        eventually(
+            lambda: "cannot be deleted" in world.condition(POD_SNAPSHOTS, name, "Ready")["message"],
+            "it says why it stays",
+        )
+    eventually(lambda: world.get(POD_SNAPSHOTS, name) is None, "the object is gone")
+    assert stored(world, name) == []
+
+
+def test_whoever_abandons_the_bytes_gets_rid_of_the_object(
+    world: World, agent_client: KubeClient, name: str
+) -> None:
+    """The bytes stay, and an Event says where."""
+    world.make_bucket()
+    world.policy()
+    make_snapshot(world, agent_client, name)
+    shows(world, name, "AllSnapshotsAvailable")
+    with bucket_refusing(world):
+        world.admin.delete(POD_SNAPSHOTS, name, namespace=world.namespace)
+        shows(world, name, "Deleting")
+        world.admin.merge_patch(
+            POD_SNAPSHOTS,
+            name,
+            {"metadata": {"annotations": {ABANDON_BYTES_ANNOTATION: "true"}}},
+            namespace=world.namespace,
+            field_manager="user",
+        )
+        eventually(lambda: world.get(POD_SNAPSHOTS, name) is None, "the object is gone")
+    assert len(stored(world, name)) == 3
+    said = told(world, name, "BytesAbandoned")
+    assert f"gs://{world.bucket.name}/snapshots/{name}" in said
+    assert said.endswith("podsnap store gc CONFIG")
+
+
+@contextmanager
+def bucket_refusing(world: World) -> Iterator[None]:
+    """Let the bucket fail at every deletion: what it locks is no file."""
+    lock = world.bucket / ".podsnap/lock"
+    lock.rename(lock.with_name("lock.kept"))
+    lock.mkdir()
+    try:
+        yield
+    finally:
+        lock.rmdir()
+        lock.with_name("lock.kept").rename(lock)
+
+
+def told(world: World, name: str, reason: str) -> str:
+    """Wait for an Event on a snapshot that may be gone, and return its message."""
+    selector = f"involvedObject.name={name},reason={reason}"
+
+    def found() -> list[dict[str, str]]:
+        return world.admin.list(EVENTS, namespace=world.namespace, field_selector=selector)[0]
+
+    return eventually(found, f"an Event {reason}")[0]["message"]

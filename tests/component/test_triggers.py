@@ -150,7 +150,7 @@ def test_missing_storage_is_waited_for_and_told_on_policy_and_config(world: Worl
     world.storage()
     policy_says("cannot be written")
     config = world.condition(POD_SNAPSHOT_STORAGE_CONFIGS, world.store, "Ready")
-    assert (config["status"], config["reason"]) == ("False", "BucketNotWritable")
+    assert (config["status"], config["reason"]) == ("False", "BucketNotFound")
     assert "mkdir" in config["message"]
     world.trigger("now")
     assert "waits for storage" in answer(world, "now", "Pending")["message"]

@@ -22,9 +22,9 @@ def run(*arguments: str, script: Path = GENERATE) -> subprocess.CompletedProcess
 
 def copy_of_docs(directory: Path) -> Path:
     """Copy the generated pages and the generator, so that a test may spoil them."""
-    mixed = ROOT / "docs" / "concepts.md"
+    mixed = (ROOT / "docs" / "concepts.md", ROOT / "docs" / "storage.md")
     whole = (ROOT / "docs" / "state-machine.md", *(ROOT / "docs/reference").glob("*.md"))
-    for page in (GENERATE, mixed, *whole):
+    for page in (GENERATE, *mixed, *whole):
         copy = directory / page.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(page.read_bytes())

@@ -36,7 +36,8 @@ from localcluster.cluster import ClusterError
 from localcluster.machine import MachineError
 from localcluster.node import AGENT_SOCKET, CONTAINERD_STATE, RUNSC_ROOT
 from nodeexec.image import digest_file
-from nodeexec.node_cache import DamagedError, read_manifest
+from nodeexec.manifest_reader import read_manifest
+from nodeexec.part_download import DamagedError
 from schemas.snapshot import Snapshot
 from tests.cluster_scene import Scene
 from tests.faults.kill_table import MACHINES
@@ -316,11 +317,13 @@ class KillScene(Scene):
         """Return what nobody owns in staging, cache, bucket, runsc root and API."""
         snapshots = self.snapshots()
         every = [Snapshot.parse(i) for i in self.client.list(POD_SNAPSHOTS)[0]]
-        uids = {s.metadata.uid for s in every}
+        images = {s.capture.manifest_digest for s in every if s.capture}
         names = {s.metadata.name for s in snapshots if s.capture and not s.capture.failure}
         left = [f"staging/{n}" for n in self.staged()]
         left += [
-            f"cache/{d.name}" for d in (self.node_state / "cache").iterdir() if d.name not in uids
+            f"cache/{d.name}"
+            for d in (self.node_state / "cache").iterdir()
+            if f"sha256:{d.name}" not in images
         ]
         for folder in {n.partition("/")[0] for n in self.stored()} | names:
             objects = self.stored_of(folder)

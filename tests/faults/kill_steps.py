@@ -129,9 +129,9 @@ def reach_restore(scene: KillScene, step: Step, pod: str) -> Iterator[None]:
             held.enter_context(scene.holding("kubelet"))
         scene.pod(pod, container=BALLAST)
         if step == table.FETCHING:
-            spin("a part under way", lambda: list(cache.glob("*.partial/*")))
+            spin("a part under way", lambda: list(cache.glob("*.partial/*.img")))
             held.enter_context(scene.holding("agent"))
-            assert list(cache.glob("*.partial/*")), "the step was missed"
+            assert list(cache.glob("*.partial/*.img")), "the step was missed"
         elif step == table.FETCHED:
             spin("verified", lambda: list(cache.glob("*/verified.json")))
         elif step == table.CREATED:

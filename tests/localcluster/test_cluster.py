@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from localcluster import images
-from localcluster.cluster import ClusterError, LocalCluster, RunningComponent
+from localcluster.cluster import ClusterError, LocalCluster
+from localcluster.machine import RunningComponent
 from localcluster.toolchain import REPOSITORY, default_cache
 
 pytestmark = pytest.mark.cluster
@@ -153,9 +154,9 @@ def test_down_finds_the_machines_of_a_cluster_whose_state_was_deleted(
 
 
 def test_what_was_settled_at_the_first_up_cannot_change(cluster: LocalCluster) -> None:
-    """Other addresses or another number of nodes are refused, with what to do."""
+    """Other addresses, nodes or another kind of bucket are refused, with what to do."""
     cluster.up(with_programs=False)
-    for change in ({"block": "10.231.0.0/16"}, {"nodes": 2}):
+    for change in ({"block": "10.231.0.0/16"}, {"nodes": 2}, {"bucket": "gcs"}):
         with pytest.raises(ClusterError, match=f"podsnap local down --name {cluster.name}"):
             cluster.up(with_programs=False, **change)
 

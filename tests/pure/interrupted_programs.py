@@ -219,7 +219,9 @@ class _Leading(Manager):
 
     def __init__(self, number: int, program: Program) -> None:
         self._bucket = program.bucket
-        settings = ManagerSettings(CLUSTER, BucketAccess(), identity=f"controller-{number}")
+        settings = ManagerSettings(
+            CLUSTER, BucketAccess(), identity=f"controller-{number}", sweep_grace_s=20.0
+        )
         super().__init__(settings, program.client, program.clock)
 
     def _store(self, location: Location) -> BucketLine:  # noqa: ARG002 - there is one bucket
@@ -227,7 +229,7 @@ class _Leading(Manager):
 
 
 class ControllerProgram(Program):
-    """A controller that believes to lead. Of its queues, snapshots and storage are worked off."""
+    """A controller that believes to lead. Of its queues some are worked off."""
 
     def __init__(self, world: Surroundings, number: int) -> None:
         """Wire everything, as ``Manager`` does."""
@@ -242,7 +244,13 @@ class ControllerProgram(Program):
 
     def work(self) -> bool:
         """Handle one key that is due."""
-        controllers = (self.manager._snapshots, self.manager._storage)
+        manager = self.manager
+        controllers = (
+            manager._snapshots,
+            manager._deletions,
+            manager._storage,
+            manager._sweeps,
+        )
         return any(work_off(c.queue, c.handle, self.clock) for c in controllers)
 
     def looks_again(self) -> bool:

@@ -12,9 +12,11 @@ import json
 import struct
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import google_crc32c
 import orjson
@@ -22,10 +24,15 @@ import orjson
 from backends.kube.errors import AlreadyExists, Conflict, NotFound, ServerUnavailable
 from backends.kube.transport import APPLY
 from backends.objects.interface import (
+    BucketDescription,
     ObjectInfo,
     ObjectNotFound,
     PermissionDenied,
     PreconditionFailed,
+    PutCancelledError,
+    RangeReader,
+    StoreUnavailable,
+    never,
 )
 from nodeexec.image import PARTS, STATE_FILE
 
@@ -139,7 +146,7 @@ class ModelledApi:
         key = (plural, namespace, name)
         found = self._objects.get(key)
         if found is None:
-            raise NotFound(name)
+            raise NotFound(name, details={"name": name})
         if uid and found.obj["metadata"]["uid"] != uid:
             raise Conflict("another object of that name")
         before = _copy(found.obj)
@@ -171,7 +178,7 @@ class ModelledApi:
             return self._list(plural, namespace, params.get("fieldSelector", ""))
         found = self._objects.get((plural, namespace, name))
         if found is None:
-            raise NotFound(name)
+            raise NotFound(name, details={"name": name})
         if method == "GET":
             return _copy(found.obj)
         if method == "DELETE":
@@ -285,22 +292,38 @@ class Line:
 
 
 class ModelledBucket:
-    """Objects with generations; ``is_broken`` refuses everything."""
+    """Objects with generations; ``now_s`` is its clock.
 
-    def __init__(self) -> None:
+    ``is_broken`` refuses everything, ``is_away`` answers nothing.
+
+    ``on_change`` is called with an object as it was and as it is.
+    """
+
+    def __init__(self, now_s: Callable[[], float] = lambda: 0.0) -> None:
         """Begin empty."""
         self.objects: dict[str, tuple[ObjectInfo, bytes]] = {}
         self.is_broken = False
+        self.is_away = False
         self.newest = 0
+        self.now_s = now_s
+        self.on_change: Callable[[ObjectInfo | None, ObjectInfo | None], None] = lambda *_: None
 
-    def through(self, pause: Pause) -> "BucketLine":
-        """Return one program's way to it."""
-        return BucketLine(self, pause)
-
-    def next_generation(self) -> int:
-        """Return a generation that no object had."""
+    def keep(self, name: str, data: bytes, metadata: Mapping[str, str]) -> ObjectInfo:
+        """Let an object be there, with a generation that none had."""
         self.newest += 1
-        return self.newest
+        crc32c = base64.b64encode(google_crc32c.Checksum(data).digest()).decode()
+        info = ObjectInfo(
+            name, self.newest, len(data), crc32c, dict(metadata), created_s=self.now_s()
+        )
+        before, _ = self.objects.get(name, (None, b""))
+        self.objects[name] = (info, data)
+        self.on_change(before, info)
+        return info
+
+    def drop(self, name: str) -> None:
+        """Let an object be gone."""
+        info, _ = self.objects.pop(name)
+        self.on_change(info, None)
 
 
 @dataclass(slots=True)
@@ -311,9 +334,17 @@ class BucketLine:
     pause: Pause
 
     def put_file(
-        self, name: str, path: Path, *, if_generation_match: int, metadata: Mapping[str, str]
+        self,
+        name: str,
+        path: Path,
+        *,
+        if_generation_match: int,
+        metadata: Mapping[str, str],
+        cancelled: Callable[[], bool] = never,
     ) -> ObjectInfo:
         """Store a file."""
+        if cancelled():
+            raise PutCancelledError
         data = path.read_bytes()
         return self.put_bytes(
             name, data, if_generation_match=if_generation_match, metadata=metadata
@@ -323,47 +354,63 @@ class BucketLine:
         self, name: str, data: bytes, *, if_generation_match: int, metadata: Mapping[str, str]
     ) -> ObjectInfo:
         """Store bytes, once."""
-        self._begin()
+        self.begin()
         present = self.bucket.objects.get(name)
         if if_generation_match != (present[0].generation if present else 0):
             raise PreconditionFailed(name)
-        crc32c = base64.b64encode(google_crc32c.Checksum(data).digest()).decode()
-        info = ObjectInfo(name, self.bucket.next_generation(), len(data), crc32c, dict(metadata))
-        self.bucket.objects[name] = (info, data)
+        info = self.bucket.keep(name, data, metadata)
         self.pause()
         return info
 
+    def discard_put(self, name: str, *, metadata: Mapping[str, str] | None = None) -> None:
+        """Do nothing: a put is one request."""
+
     def stat(self, name: str, *, generation: int | None = None) -> ObjectInfo | None:
         """Return what is known of an object."""
-        self._begin()
+        self.begin()
         found = self.bucket.objects.get(name)
         return found[0] if found and generation in {None, found[0].generation} else None
 
     def read_range(self, name: str, *, generation: int, start: int, end: int) -> bytes:
         """Return bytes of one generation."""
-        self._begin()
+        self.begin()
         return self._at(name, generation)[1][start:end]
+
+    @contextmanager
+    def open_range(
+        self, name: str, *, generation: int, start: int, end: int
+    ) -> Iterator[RangeReader]:
+        """Open one stream of bytes of one generation."""
+        data = self.read_range(name, generation=generation, start=start, end=end)
+        yield cast("RangeReader", BytesIO(data))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Yield what is there now."""
-        self._begin()
+        self.begin()
         yield from [i for n, (i, _) in self.bucket.objects.items() if n.startswith(prefix)]
 
     def delete(self, name: str, *, if_generation_match: int) -> None:
         """Delete one generation."""
-        self._begin()
+        self.begin()
         self._at(name, if_generation_match)
-        del self.bucket.objects[name]
+        self.bucket.drop(name)
         self.pause()
 
-    def check_writable(self) -> None:
-        """Prove nothing: writing is tried soon enough."""
-        self._begin()
+    def remove_folder(self, path: str) -> None:
+        """Do nothing: there are no folders."""
 
-    def _begin(self) -> None:
+    def describe(self) -> BucketDescription:
+        """Say that the bucket is there."""
+        self.begin()
+        return BucketDescription()
+
+    def begin(self) -> None:
+        """Let others act, and refuse if the bucket is broken or away."""
         self.pause()
         if self.bucket.is_broken:
             raise PermissionDenied("made by a test")
+        if self.bucket.is_away:
+            raise StoreUnavailable("made by a test")
 
     def _at(self, name: str, generation: int) -> tuple[ObjectInfo, bytes]:
         found = self.bucket.objects.get(name)

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """One snapshot and all who touch it: two controllers that both lead, and an agent on each node.
 
-A *move* is something that happens; it happens after so many breaths of whoever acts, so in the
-middle of it. A schedule is a list of moves, and shrinks like one.
+What happens to them, and when, is a schedule of moves (interleaving.py).
 """
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, cast
 
 from api_objects import NODE, pod_object
+from interleaving import Interleaving, Move
 from interrupted_programs import (
     CLUSTER,
     NAME,
@@ -47,18 +47,16 @@ from schemas.snapshot import Snapshot
 from schemas.trigger import ManualTrigger
 
 NODES: Final = ("node-1", "node-2")
-_DEEPEST: Final = 4
 _MOST_LOOKS: Final = 30
 _STEPS_S: Final = (1.0, 16.0, 35.0, 61.0)
 
-Move = tuple[str, int, int]
 
-
-class World:
+class World(Interleaving):
     """Everything, and what happens to it."""
 
     def __init__(self, directory: Path, trigger: TriggerType, moves: Sequence[Move]) -> None:
         """Begin with a PodSnapshot that was just created, and with everything that it needs."""
+        super().__init__(moves, MOVES)
         self.now_s = 0.0
         self.trigger = trigger
         self.acting: list[Program] = []
@@ -66,14 +64,10 @@ class World:
         self.unwanted: set[str] = set()
         self.gone: set[str] = set()
         self.leaving: set[str] = set()
-        self.bucket = ModelledBucket()
+        self.bucket = ModelledBucket(lambda: self.instant().timestamp())
         self.api = ModelledApi(self._versioned)
         self.on_version: Callable[[Snapshot | None, Snapshot | None], None] = lambda *_: None
         self._directory = directory
-        self._moves = list(reversed(moves))
-        self._wait = 0
-        self._depth = 0
-        self._is_quiet = False
         self.settings = {node: self._settings(node) for node in NODES}
         self._uids = itertools.count(1)
         self._ticks = itertools.count(1)
@@ -93,43 +87,10 @@ class World:
         passed = timedelta(seconds=self.now_s, microseconds=next(self._ticks))
         return datetime(2026, 1, 1, 12, tzinfo=UTC) + passed
 
-    @contextmanager
-    def uninterrupted(self) -> Iterator[None]:
-        """Let nothing happen until the end of the block."""
-        before, self._is_quiet = self._is_quiet, True
-        try:
-            yield
-        finally:
-            self._is_quiet = before
-
-    def run(self) -> None:
-        """Let every move happen."""
-        while self._moves:
-            self._next()
-
-    def breathe(self) -> None:
-        """Let the next move happen here if it is time for it."""
-        if self._is_quiet or self._depth >= _DEEPEST:
-            return
-        if self._wait > 0:
-            self._wait -= 1
-            return
-        while self._moves and self._wait == 0:
-            self._next()
-
-    def _next(self) -> None:
-        name, number, _ = self._moves.pop()
-        self._wait = self._moves[-1][2] if self._moves else 0
-        self._depth += 1
-        try:
-            MOVES[name](self, number)
-        finally:
-            self._depth -= 1
-
     def settle(self) -> None:
         """Mend what can be mended, and let one controller and the agents do what they still do."""
-        self._moves.clear()
-        self.api.fault, self.bucket.is_broken = "", False
+        self.forget()
+        self.api.fault, self.bucket.is_broken, self.bucket.is_away = "", False, False
         self.controllers[0].is_alive = False
         for node in self.leaving:
             self.delete_pod(node)
@@ -373,7 +334,7 @@ def _jump(world: World, number: int) -> None:
 
 
 def _break(world: World, number: int) -> None:
-    world.bucket.is_broken = number % 4 == 0
+    world.bucket.is_broken, world.bucket.is_away = number % 4 == 0, number % 4 == 1
 
 
 def _fault(world: World, number: int) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from schedule_world import MOVES, Move, World
+from interleaving import Move
+from schedule_world import MOVES, World
 
 from schemas.conditions import Condition
 from schemas.manifest import MANIFEST_NAME, Manifest, digest
@@ -320,6 +321,43 @@ def test_a_save_that_nothing_disturbs_ends_well_however_late_the_views_are(
     world.run()
     world.settle()
     assert _end(world) is State.AVAILABLE
+
+
+@pytest.mark.parametrize("trigger", UNDISTURBED)
+def test_a_sealed_image_outlives_an_outage_of_the_bucket_and_an_agent(
+    directory: Path, tmp_path: Path, trigger: TriggerType
+) -> None:
+    """It waits on its node, and whoever starts there stores it; the Pod is not saved again."""
+    away, sees = ("the bucket", 1, 0), ("catches up", 1, 0)
+    world = World(tmp_path, trigger, [away, UNDISTURBED[trigger], sees])
+    world.run()
+    found = world.live()
+    assert found is not None
+    assert found.capture is not None
+    assert found.conditions[CHECKPOINT].is_true
+    assert "waits to be stored: made by a test" in found.conditions[STORAGE_REPLICATED].message
+    assert not world.bucket.objects
+    world.agents[0].is_alive = False
+    world.settle()
+    assert _end(world) is State.AVAILABLE
+    now = world.live()
+    assert now is not None
+    assert now.capture is not None
+    assert now.capture.claimed_at == found.capture.claimed_at
+
+
+def test_a_bucket_that_is_away_is_not_asked_at_every_look(directory: Path, tmp_path: Path) -> None:
+    """Nor is it forgotten; a change of the object, or the agent's scan, comes sooner."""
+    world = World(tmp_path, TriggerType.MANUAL, [("the bucket", 1, 0), ("catches up", 1, 0)])
+    world.run()
+    world.bucket.is_away = False
+    agent = world.agents[0]
+    agent.scan()
+    world.catch_up(agent)
+    assert not world.bucket.objects
+    world.now_s += 16
+    world.catch_up(agent)
+    assert world.bucket.objects
 
 
 def test_whatever_happens_in_whatever_order(directory: Path) -> None:
