@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import background
 import bucket_transfers
 import click
 import cluster_up
@@ -81,6 +82,7 @@ PARTS: dict[str, Measure] = {
     "forms": stored_forms.measure,
     "up": cluster_up.measure,
     "restore": semantic_search.measure,
+    "background": background.measure,
     "small": small_pods.measure,
     "herd": herd.measure,
     "trigger": trigger_latency.measure,

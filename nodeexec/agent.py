@@ -26,6 +26,7 @@ from nodeexec.cache_limits import CacheLimits
 from nodeexec.capture import Capturer
 from nodeexec.capture_status import CaptureStatus
 from nodeexec.cluster_view import ClusterView, Listeners
+from nodeexec.decision import Decision
 from nodeexec.decision_server import DecisionServer, Reply
 from nodeexec.housekeeping import Housekeeping
 from nodeexec.image_ids import ImageIds, ImageIdUnknownError
@@ -38,7 +39,7 @@ from nodeexec.parting_saves import PartingSaves
 from nodeexec.pause_estimate import PauseEstimate
 from nodeexec.pod_reports import PodReports
 from nodeexec.restore_counts import RestoreCounts
-from nodeexec.restore_decision import Decision, RestoreDecider
+from nodeexec.restore_decision import RestoreDecider
 from nodeexec.restore_progress import RunningRestores
 from nodeexec.restore_reports import RestoreReports
 from nodeexec.restore_traces import RestoreTraces

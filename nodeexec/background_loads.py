@@ -29,7 +29,7 @@ from backends.objects.interface import ObjectStore, PermissionDenied, StoreError
 from nodeexec import fuse
 from nodeexec.bucket_slots import BucketSlots
 from nodeexec.bucket_stores import BucketUse
-from nodeexec.cached_image import Filling, directory_name
+from nodeexec.cached_image import Filling, directory_name, is_locked
 from nodeexec.image import write_durably
 from nodeexec.manifest_reader import (
     StoredManifest,
@@ -48,7 +48,6 @@ from nodeexec.page_loads import (
     LoadOrder,
     LoadState,
     LoadStatus,
-    is_served,
     write_token,
 )
 from nodeexec.page_readers import Readers
@@ -152,7 +151,7 @@ class BackgroundLoads:
             (directory / WANTED_FILE).touch(mode=0o600)
         except OSError:
             return None
-        if not is_served(directory) or not fuse.is_mounted(directory / IMAGE_DIR):
+        if not is_locked(directory) or not fuse.is_mounted(directory / IMAGE_DIR):
             return None
         if use is not None:
             self._join(directory, use)
@@ -202,7 +201,7 @@ class BackgroundLoads:
                 lock.release()
 
     def _look(self, directory: Path, on_damage: Callable[[str, str], None]) -> None:
-        if is_served(directory):
+        if is_locked(directory):
             if self._hangs(directory):
                 self._clear_up(directory)
             else:
@@ -233,7 +232,7 @@ class BackgroundLoads:
         if not directory.exists():
             return None
         if status is None or status.state is LoadState.LOADING:
-            hangs = is_served(directory)
+            hangs = is_locked(directory)
             log.warning("a page server %s: %s", "hangs" if hangs else "died", directory)
             log.warning("its log ended with: %s", _tail(directory / LOG_FILE))
             self.readers.start_cold(image, _HUNG if hangs else _DEAD)

@@ -10,7 +10,6 @@ The order itself goes through the server's standard input. It is neither in its 
 file, so nothing of it outlives the server.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -143,21 +142,6 @@ class LoadOrder:
 
 def _access(raw: Mapping[str, Any]) -> BucketAccess:
     return BucketAccess(**{**raw, "root": Path(raw["root"]) if raw["root"] else None})
-
-
-def is_served(directory: Path) -> bool:
-    """Whether the server of a load lives."""
-    try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def is_at(descriptor: int, path: Path) -> bool:

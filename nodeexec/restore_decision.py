@@ -22,6 +22,7 @@ from backends.objects.interface import ObjectStore, StoreError
 from nodeexec.background_loads import BackgroundLoads, LoadError
 from nodeexec.bucket_stores import BucketUse
 from nodeexec.cluster_view import ClusterView
+from nodeexec.decision import Decision
 from nodeexec.fetch_rate import FetchRate
 from nodeexec.mounted_content import ContentError, MountedContent
 from nodeexec.node_cache import FetchError, NodeCache, TooLargeError
@@ -38,18 +39,11 @@ from schemas.restore_times import RestoreTimes
 from schemas.snapshot import Compatibility, Snapshot
 from schemas.token_request import Role
 from statemachine.restore import Outcome
-from statemachine.trace import restore_traceparent
 
 log = logging.getLogger(__name__)
 
 # The successor of a Pod that was saved when it went waits without an opt-in.
 _SUCCESSOR_GATE_S: Final = 30.0
-# After the gate, within the same two minutes; the sandbox only opens the image there.
-_SANDBOX_DEADLINE_S: Final = 25.0
-# The last container's start loads the memory, within two minutes of its own.
-_DEADLINE_S: Final = 90.0
-_RESTORE_FLOOR_S: Final = 60.0
-_SLOWEST_BYTES_PER_S: Final = 20e6
 # Of one small object.
 _SIGNATURE_LIMIT_S: Final = 10.0
 # What a load needs until its Pod can run: the end of the fetch before it, small parts, a process.
@@ -58,64 +52,6 @@ _LOAD_START_S: Final = 30.0
 _FETCH_SHARE: Final = 0.5
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """The answer for one sandbox, and what to tell about it once it is given.
-
-    A Pod that starts cold has a cause, and a sentence about it. ``unfetched`` is the snapshot that
-    was chosen and whose bytes could not be had.
-    """
-
-    pod: Pod | None = None
-    policy: Policy | None = None
-    internal: Mapping[str, str] = field(default_factory=dict)
-    enable: bool = False
-    snapshot: Snapshot | None = None
-    image_dir: Path | None = None
-    background: bool = False
-    outcome: Outcome = Outcome.COLD
-    cause: Reason | None = None
-    reason: str = ""
-    unfetched: Snapshot | None = None
-    times: RestoreTimes | None = None
-
-    def to_answer(self) -> dict[str, Any]:
-        """Render for the runtime."""
-        if self.policy is None:
-            return {"governed": False}
-        answer: dict[str, Any] = {
-            "governed": True,
-            "policy": self.policy.metadata.name,
-            "internal": dict(self.internal),
-            "enable": self.enable,
-            "stop": self.policy.stops,
-            "restore": None,
-        }
-        capture = self.snapshot.capture if self.snapshot else None
-        if self.snapshot is not None and capture is not None and self.image_dir is not None:
-            names = self.pod.running_names if self.pod else ()
-            answer["restore"] = {
-                "snapshot": self.snapshot.metadata.name,
-                "snapshot_uid": self.snapshot.metadata.uid,
-                "image_dir": str(self.image_dir),
-                # Files alone may be restored into a Pod that has other containers.
-                "image_ids": {n: i for n, i in capture.image_ids.items() if n in names},
-                "rootfs_only": capture.rootfs_only,
-                "background": self.background,
-                "sandbox_deadline_s": _SANDBOX_DEADLINE_S,
-                "deadline_s": min(
-                    _RESTORE_FLOOR_S + capture.size_bytes / _SLOWEST_BYTES_PER_S, _DEADLINE_S
-                ),
-            }
-            if self.pod is not None and self.times is not None:
-                # For the trace: the runtime keeps them beside the bundle, and tells the program.
-                answer["restore"]["times"] = self.times.until_answer()
-                answer["restore"]["traceparent"] = restore_traceparent(
-                    self.snapshot, self.pod.metadata.uid
-                )
-        return answer
 
 
 @dataclass(slots=True)

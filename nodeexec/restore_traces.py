@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 from backends.clock import Clock
-from nodeexec.restore_decision import Decision
+from nodeexec.decision import Decision
 from nodeexec.sandboxes import (
     DECISION_FILE,
     STARTED_DIR,

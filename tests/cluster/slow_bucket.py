@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.cluster_scene import Scene, eventually
+from localcluster.cluster import LocalCluster
+from tests.cluster_scene import eventually
 
 _PAGES = "pages.img"
 
@@ -46,12 +47,14 @@ class SlowBucket:
 
 
 @contextlib.contextmanager
-def slow_bucket(scene: Scene, library: Path, bytes_per_s: float) -> Iterator[SlowBucket]:
-    """Lay the mount over a scene's bucket on its node."""
-    made = SlowBucket(scene.cluster.state_dir / "slow-bucket.json")
+def slow_bucket(
+    cluster: LocalCluster, bucket: Path, library: Path, bytes_per_s: float
+) -> Iterator[SlowBucket]:
+    """Lay the mount over a bucket on the first node."""
+    made = SlowBucket(cluster.state_dir / "slow-bucket.json")
     made.at(bytes_per_s)
-    command = [sys.executable, "-m", "tests.cluster.slow_bucket", str(scene.bucket)]
-    machine = scene.cluster.machine("node1")
+    command = [sys.executable, "-m", "tests.cluster.slow_bucket", str(bucket)]
+    machine = cluster.machine("node1")
     server = subprocess.Popen(
         machine.enter([*command, str(made.control)]),
         # Entering a machine changes the directory.
@@ -62,28 +65,28 @@ def slow_bucket(scene: Scene, library: Path, bytes_per_s: float) -> Iterator[Slo
         },
     )
     try:
-        eventually("a slow bucket", lambda: str(scene.bucket) in mounts(scene), limit_s=15)
+        eventually("a slow bucket", lambda: str(bucket) in mounts(cluster), limit_s=15)
         yield made
     finally:
-        scene.cluster.run_in("node1", ["umount", "--lazy", str(scene.bucket)])
+        cluster.run_in("node1", ["umount", "--lazy", str(bucket)])
         server.terminate()
         server.wait(10)
 
 
-def end_loads(scene: Scene) -> None:
+def end_loads(cluster: LocalCluster) -> None:
     """Unmount the images of loads that are complete: their servers would wait for more readers."""
-    for line in mounts(scene).splitlines():
+    for line in mounts(cluster).splitlines():
         if "/pages/" in line:
-            scene.cluster.run_in("node1", ["umount", line.split(" ")[1]])
+            cluster.run_in("node1", ["umount", line.split(" ")[1]])
     left = ["sh", "-c", "ls /run/podsnap/runtime/pages 2>/dev/null || true"]
     eventually(
-        "no load", lambda: not scene.cluster.run_in("node1", left).stdout.strip(), limit_s=15
+        "no load", lambda: not cluster.run_in("node1", left).stdout.strip(), limit_s=15
     )
 
 
-def mounts(scene: Scene) -> str:
+def mounts(cluster: LocalCluster) -> str:
     """Return what FUSE has mounted on the node."""
-    text = scene.cluster.run_in("node1", ["cat", "/proc/self/mounts"]).stdout
+    text = cluster.run_in("node1", ["cat", "/proc/self/mounts"]).stdout
     return "\n".join(line for line in text.splitlines() if " fuse" in line)
 
 

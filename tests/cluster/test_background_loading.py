@@ -38,9 +38,9 @@ def saved(cluster: LocalCluster) -> Iterator[Scene]:
 def bucket(saved: Scene) -> Iterator[SlowBucket]:
     """The bucket, slow, and a node that has nothing of it."""
     library: Path = fuse_library(default_cache(), progress=lambda _: None)
-    end_loads(saved)
+    end_loads(saved.cluster)
     saved.forget_cached_images()
-    with slow_bucket(saved, library, SLOW_BYTES_PER_S) as slow:
+    with slow_bucket(saved.cluster, saved.bucket, library, SLOW_BYTES_PER_S) as slow:
         yield slow
     saved.kubectl("delete", "pod", "second", "third", "--ignore-not-found")
 
@@ -99,7 +99,7 @@ def test_a_bucket_that_dies_in_the_middle_starts_the_pod_cold(
     assert told["reason"] == "FailedToRestore"
     eventually("a cold Pod", lambda: _is_another(saved, nonce))
     assert saved.condition("pod", "second", PAGES_LOCAL) is None
-    eventually("nothing is mounted", lambda: "/pages/" not in mounts(saved))
+    eventually("nothing is mounted", lambda: "/pages/" not in mounts(saved.cluster))
     assert not saved.snapshot(saved.snapshots()[0].metadata.name).failures
 
 

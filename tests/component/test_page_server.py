@@ -31,13 +31,13 @@ from nodeexec import background_loads, fuse
 from nodeexec.background_loads import BackgroundLoads, LoadError
 from nodeexec.bucket_stores import BucketUse
 from nodeexec.cache_limits import CacheLimits
+from nodeexec.cached_image import is_locked
 from nodeexec.image import inspect, seal
 from nodeexec.node_cache import NodeCache
 from nodeexec.page_loads import (
     PAGES_PART,
     LoadState,
     LoadStatus,
-    is_served,
     read_token,
     write_token,
 )
@@ -256,7 +256,7 @@ def test_a_bucket_that_dies_costs_no_wrong_page_and_tells_the_pod(node: Node) ->
     assert not node.why_cold("done")
     assert node.status(image).state is LoadState.FAILED
     node.assert_nothing_left()
-    eventually(lambda: not is_served(image.parent), "the server ends")
+    eventually(lambda: not is_locked(image.parent), "the server ends")
     node.loads.look(lambda *_: pytest.fail("a dead bucket is no damage"))
     assert not image.parent.exists()
     node.gcs.heal()
@@ -295,7 +295,7 @@ def test_wrong_bytes_are_never_handed_out(node: Node) -> None:
         file.seek(20 * MIB - 5)
         with pytest.raises(OSError, match="Input/output"):
             file.read(10)
-    eventually(lambda: not is_served(image.parent), "the server ends")
+    eventually(lambda: not is_locked(image.parent), "the server ends")
     told: list[tuple[str, str]] = []
     node.loads.look(lambda *damage: told.append(damage))
     capture = node.snapshot.capture
@@ -316,7 +316,7 @@ def test_a_server_that_was_killed_is_cleared_up_after(node: Node, by: str) -> No
     assert f"PPid:\t{os.getpid()}\n" not in status
     assert os.getsid(server) != os.getsid(0)
     os.kill(server, signal.SIGKILL)
-    eventually(lambda: not is_served(image.parent), "it is dead")
+    eventually(lambda: not is_locked(image.parent), "it is dead")
     if by == "the scan":
         node.loads.look(lambda *_: None)
         assert not _mounts(node.settings.pages_dir)

@@ -40,11 +40,12 @@ from nodeexec import fuse, restore_decision
 from nodeexec.background_loads import BackgroundLoads
 from nodeexec.bucket_stores import BucketUse
 from nodeexec.cluster_view import ClusterView, Listeners
+from nodeexec.decision import Decision
 from nodeexec.image import PARTS
 from nodeexec.mounted_content import MountedContent
 from nodeexec.node_cache import NodeCache
 from nodeexec.pod_reports import PodReports
-from nodeexec.restore_decision import Decision, RestoreDecider
+from nodeexec.restore_decision import RestoreDecider
 from nodeexec.restore_progress import RunningRestores
 from nodeexec.settings import AgentSettings
 from nodeexec.signing import PRIVATE_KEY, SECRETS, SIGNING_SECRET, ManifestSigning

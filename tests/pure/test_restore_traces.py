@@ -15,7 +15,7 @@ from stepped_clock import SteppedClock
 
 from nodeexec import podsnap_runtime as runtime
 from nodeexec import restore_traces, sandboxes
-from nodeexec.restore_decision import Decision
+from nodeexec.decision import Decision
 from nodeexec.restore_traces import RestoreTraces
 from nodeexec.sandboxes import PreparedSandbox, mark_cold, read_cold_mark, read_record
 from nodeexec.settings import AgentSettings
