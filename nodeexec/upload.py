@@ -124,13 +124,13 @@ def discard(store: ObjectStore, location: Location, manifest: Manifest) -> None:
         StoreError: something is left.
     """
     marks = _marks(manifest)
-    parts = [part.object_name for part in manifest.parts]
+    sizes = {part.object_name: part.stored_bytes for part in manifest.parts}
     # The manifest first: without it the rest is no snapshot.
-    for file in (MANIFEST_NAME, SIGNATURE_NAME, *parts):
+    for file in (MANIFEST_NAME, SIGNATURE_NAME, *sizes):
         name = f"{location.path}/{file}"
         info = store.stat(name)
-        if file in parts and (info is None or info.expected_components > 1):
-            store.discard_put(name, metadata=marks)
+        if file in sizes and (info is None or info.expected_components > 1):
+            store.discard_put(name, metadata=marks, size_bytes=sizes[file])
         if info is not None:
             _delete_own(store, info, manifest.snapshot_uid)
 
@@ -189,7 +189,7 @@ class _Put:
             if not is_sealed(present) or dict(present.metadata) != dict(self.marks):
                 return False
             if present.expected_components > 1:  # whoever was killed may not have cleared up
-                self.store.discard_put(name, metadata=self.marks)
+                self.store.discard_put(name, metadata=self.marks, size_bytes=present.size_bytes)
             return True
 
         def write() -> ObjectInfo:

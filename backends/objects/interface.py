@@ -142,11 +142,10 @@ class ObjectStore(Protocol):
         """Store a few bytes, as ``put_file``."""
         ...
 
-    def discard_put(self, name: str, *, metadata: Mapping[str, str] | None = None) -> None:
-        """Remove what interrupted calls of ``put_file`` with these arguments left.
+    def discard_put(self, name: str, *, metadata: Mapping[str, str], size_bytes: int) -> None:
+        """Remove what interrupted calls of ``put_file`` for a file of that size left.
 
-        Without ``metadata`` that is what can be listed. Does nothing that fails: what stays is left
-        to the sweep.
+        Does nothing that fails: what stays is left to the sweep.
         """
         ...
 

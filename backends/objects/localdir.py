@@ -79,7 +79,8 @@ class LocalDirStore:
         self,
         name: str,  # noqa: ARG002 - a writer's file has no name yet, nor marks
         *,
-        metadata: Mapping[str, str] | None = None,  # noqa: ARG002 - as above
+        metadata: Mapping[str, str],  # noqa: ARG002 - as above
+        size_bytes: int,  # noqa: ARG002 - as above
     ) -> None:
         """Remove what killed writers left: a living one's file goes with its call."""
         with contextlib.suppress(StoreError), self._errors(""):

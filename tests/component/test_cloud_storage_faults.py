@@ -46,6 +46,7 @@ BUCKET = "bucket-1"
 NAME = "folder/snapshot/pages.img"
 MARKS = {"podsnap-cluster": "c", "podsnap-attempt": "1"}
 PART_BYTES = 16 << 10
+SIZE_BYTES = 5 * PART_BYTES - 3
 LIMITS = Limits(
     part_bytes=PART_BYTES,
     attempts=5,
@@ -69,7 +70,7 @@ def gcs(tmp_path: Path) -> Iterator[CloudStorageDouble]:
 def file(tmp_path: Path) -> Path:
     """A file of five parts."""
     path = tmp_path / "pages.img"
-    path.write_bytes(os.urandom(5 * PART_BYTES - 3))
+    path.write_bytes(os.urandom(SIZE_BYTES))
     return path
 
 
@@ -269,7 +270,7 @@ def test_an_upload_goes_on_where_it_was_cut_off(
             except PreconditionFailed:  # all but its answer came through
                 assert how == "lost"
         gcs.heal()
-        opened(gcs).discard_put(NAME, metadata=MARKS)
+        opened(gcs).discard_put(NAME, metadata=MARKS, size_bytes=SIZE_BYTES)
         assert whole(gcs, file), step
 
 
@@ -315,7 +316,7 @@ def test_a_part_that_comes_meanwhile_is_looked_at(gcs: CloudStorageDouble, file:
     (first, *_) = gcs.objects.names(BUCKET)
     same = gcs.objects.read(BUCKET, first)
     for data in (same, b"other"):
-        opened(gcs).discard_put(NAME, metadata=MARKS)
+        opened(gcs).discard_put(NAME, metadata=MARKS, size_bytes=SIZE_BYTES)
         assert gcs.objects.names(BUCKET) == []
         gcs.fail(
             "upload",
@@ -326,10 +327,24 @@ def test_a_part_that_comes_meanwhile_is_looked_at(gcs: CloudStorageDouble, file:
         opened(gcs).delete(NAME, if_generation_match=info.generation)
 
 
+def test_parts_behind_a_gap_are_discarded_too(gcs: CloudStorageDouble, file: Path) -> None:
+    """Another process may have removed the first ones while we wrote the last."""
+    gcs.fail("compose", status=503, count=100)
+    with pytest.raises(StoreUnavailable):
+        put(opened(gcs), file)
+    gcs.heal()
+    for name in gcs.objects.names(BUCKET)[:-1]:
+        gcs.objects.delete(BUCKET, name, {})
+    opened(gcs, connections=1).discard_put(NAME, metadata=MARKS, size_bytes=SIZE_BYTES)
+    assert gcs.objects.names(BUCKET) == []
+
+
 def test_to_discard_nothing_takes_few_questions(gcs: CloudStorageDouble) -> None:
-    """As many as parts are begun at once, for each of two levels."""
-    opened(gcs, connections=2).discard_put(NAME, metadata=MARKS)
-    assert len(gcs.requests) == 4
+    """One for each part there may be; none of a file that goes in one piece."""
+    opened(gcs).discard_put(NAME, metadata=MARKS, size_bytes=PART_BYTES)
+    assert gcs.requests == []
+    opened(gcs).discard_put(NAME, metadata=MARKS, size_bytes=5 * PART_BYTES)
+    assert len(gcs.requests) == 5
 
 
 @pytest.mark.usefixtures("_narrow_tree")
@@ -409,7 +424,6 @@ def test_two_processes_may_make_the_same_object(gcs: CloudStorageDouble, file: P
             made.append(put(opened(gcs), file))
         assert len(made) == 1
         assert gcs.objects.read(BUCKET, NAME) == file.read_bytes()
-        opened(gcs).discard_put(NAME, metadata=MARKS)  # the loser may have left parts
         assert whole(gcs, file)
         opened(gcs).delete(NAME, if_generation_match=made.pop().generation)
         made.clear()
@@ -619,7 +633,7 @@ def test_the_rights_of_a_pod_are_enough(gcs: CloudStorageDouble, file: Path) -> 
     gcs.fail("compose", status=503, count=100)
     with pytest.raises(StoreUnavailable):
         put(opened(gcs, tokens=tokens), file)
-    opened(gcs, tokens=tokens).discard_put(NAME, metadata=MARKS)
+    opened(gcs, tokens=tokens).discard_put(NAME, metadata=MARKS, size_bytes=SIZE_BYTES)
     assert gcs.objects.names(BUCKET) == []
     with pytest.raises(StoreUnavailable):
         put(opened(gcs, tokens=tokens), file)

@@ -356,8 +356,8 @@ def test_a_bucket_describes_itself(place: Place) -> None:
 def test_tidying_up_hurts_nobody(place: Place) -> None:
     """Neither discarding what is not there, nor a folder that is gone or in use."""
     info = place.put("a/b/1")
-    place.store.discard_put("a/b/1")
-    place.store.discard_put("a/b/1", metadata=MARKS)
+    place.store.discard_put("a/b/1", metadata=MARKS, size_bytes=1)
+    place.store.discard_put("none", metadata=MARKS, size_bytes=3 * PART_BYTES)
     place.store.remove_folder("a/b")
     place.store.remove_folder("none")
     assert place.read(info) == b"x"

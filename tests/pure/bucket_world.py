@@ -125,8 +125,8 @@ class _ComposingLine(BucketLine):
     ) -> ObjectInfo:
         return self._upload(name, metadata).put(path, if_generation_match, cancelled)
 
-    def discard_put(self, name: str, *, metadata: Mapping[str, str] | None = None) -> None:
-        self._upload(name, metadata or {}).discard()
+    def discard_put(self, name: str, *, metadata: Mapping[str, str], size_bytes: int) -> None:
+        self._upload(name, metadata).discard(size_bytes)
 
     def _upload(self, name: str, metadata: Mapping[str, str]) -> ComposedUpload:
         requests = cast("BucketRequests", _Requests(self))

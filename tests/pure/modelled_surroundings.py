@@ -362,7 +362,7 @@ class BucketLine:
         self.pause()
         return info
 
-    def discard_put(self, name: str, *, metadata: Mapping[str, str] | None = None) -> None:
+    def discard_put(self, name: str, *, metadata: Mapping[str, str], size_bytes: int) -> None:
         """Do nothing: a put is one request."""
 
     def stat(self, name: str, *, generation: int | None = None) -> ObjectInfo | None:

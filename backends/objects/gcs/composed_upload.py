@@ -7,9 +7,8 @@ them without listing, which the identity of a Pod may not do, and a sweep knows 
 lie in the same folder: in a bucket with folders, one of their own would outlive them.
 
 The trap: an answer that was lost may have left a part that nobody knows of. So whatever fails looks
-for all names that may exist. Parts are begun in order and deleted from the end; those that are
-there are the first ones, but for a few. And another process may make the same object of the same
-parts: it may be done with them, and remove them, while we compose.
+for all names that may exist; the file's size says which. And another process may make the same
+object of the same parts: it may be done with them, and remove them, while we go on.
 """
 
 import contextlib
@@ -44,7 +43,6 @@ _Result = TypeVar("_Result")
 _ASK_EVERY_S: Final = 1.0
 # How often a temporary object is tried to be made while another process does the same.
 _LOOKS: Final = 3
-# More than may be under way at once, so that a run of as many names without an object is the end.
 MOST_CONNECTIONS: Final = 64
 
 
@@ -97,13 +95,14 @@ class ComposedUpload:
             except UploadStoppedError:
                 raise PutCancelledError from None
 
-    def discard(self) -> None:
-        """Remove all temporary objects of this upload, as far as the bucket lets us."""
+    def discard(self, size_bytes: int) -> None:
+        """Remove all temporary objects of so large a file, as far as the bucket lets us."""
+        parts = max(-(-size_bytes // self._requests.limits.part_bytes), 1)
         with (
             contextlib.suppress(StoreError),
             ThreadPoolExecutor(self._connections, "bucket-discard") as pool,
         ):
-            self._discard(pool)
+            self._discard(pool, parts)
 
     def _put_parts(
         self,
@@ -138,7 +137,7 @@ class ComposedUpload:
             raise  # the next call goes on from what is there
         except Exception:
             with contextlib.suppress(StoreError):
-                self._discard(pool)
+                self._discard(pool, len(ranges))
             raise
 
     def _compose_parts(
@@ -243,24 +242,19 @@ class ComposedUpload:
             name, sources, if_generation_match, self._metadata, self._stopped.is_set
         )
 
-    def _discard(self, pool: ThreadPoolExecutor) -> None:
-        found: list[ObjectInfo] = []
-        for level in itertools.count():
-            there = [info for infos in self._find(pool, level) for info in infos]
-            if level and not there:
-                break
-            found += there
-        self._delete(pool, found)
+    def _discard(self, pool: ThreadPoolExecutor, parts: int) -> None:
+        calls = [functools.partial(self._requests.stat, name) for name in self._names(parts)]
+        self._delete(pool, [info for info in self._all(pool, calls) if info is not None])
 
-    def _find(self, pool: ThreadPoolExecutor, level: int) -> Iterator[list[ObjectInfo]]:
-        start, count = 0, self._connections  # mostly there is nothing
-        while True:
-            calls = [self._stat(level, index) for index in range(start, start + count)]
-            found = [info for info in self._all(pool, calls) if info is not None]
-            if not found:
+    def _names(self, parts: int) -> Iterator[str]:
+        """Yield the names of all temporary objects that an upload of so many parts may make."""
+        if parts == 1:
+            return
+        for level in itertools.count():
+            yield from (self._temporary(level, index) for index in range(parts))
+            if parts <= COMPOSE_AT_ONCE:
                 return
-            yield found
-            start, count = start + count, MOST_CONNECTIONS
+            parts = -(-parts // COMPOSE_AT_ONCE)
 
     def _stat(self, level: int, index: int) -> Callable[[], ObjectInfo | None]:
         return functools.partial(self._requests.stat, self._temporary(level, index))

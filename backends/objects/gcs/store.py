@@ -6,7 +6,6 @@ ways (docs/decisions/0008 says why). Its retries are off; ours are in one place,
 write, read and delete says which generation it means.
 """
 
-import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -22,13 +21,9 @@ from backends.objects.gcs.limits import DEFAULT_LIMITS, Limits
 from backends.objects.gcs.range_reader import open_range
 from backends.objects.gcs.retries import attempt_repeatedly
 from backends.objects.interface import (
-    TEMPORARY_INFIX,
     BucketDescription,
     ObjectInfo,
-    ObjectNotFound,
-    PreconditionFailed,
     RangeReader,
-    StoreError,
     never,
 )
 
@@ -84,15 +79,9 @@ class GcsStore:
         """Store a few bytes."""
         return self._requests.put_bytes(name, data, if_generation_match, metadata)
 
-    def discard_put(self, name: str, *, metadata: Mapping[str, str] | None = None) -> None:
-        """Remove temporary objects: by their names if the metadata is given, else by listing."""
-        if metadata is not None:
-            self._upload(name, metadata).discard()
-            return
-        with contextlib.suppress(StoreError):
-            for info in self.list(f"{name}{TEMPORARY_INFIX}"):
-                with contextlib.suppress(ObjectNotFound, PreconditionFailed):
-                    self.delete(info.name, if_generation_match=info.generation)
+    def discard_put(self, name: str, *, metadata: Mapping[str, str], size_bytes: int) -> None:
+        """Remove temporary objects, by their names."""
+        self._upload(name, metadata).discard(size_bytes)
 
     def stat(self, name: str, *, generation: int | None = None) -> ObjectInfo | None:
         """Return what is known of an object."""
