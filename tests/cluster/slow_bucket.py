@@ -79,9 +79,7 @@ def end_loads(cluster: LocalCluster) -> None:
         if "/pages/" in line:
             cluster.run_in("node1", ["umount", line.split(" ")[1]])
     left = ["sh", "-c", "ls /run/podsnap/runtime/pages 2>/dev/null || true"]
-    eventually(
-        "no load", lambda: not cluster.run_in("node1", left).stdout.strip(), limit_s=15
-    )
+    eventually("no load", lambda: not cluster.run_in("node1", left).stdout.strip(), limit_s=15)
 
 
 def mounts(cluster: LocalCluster) -> str:
