@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from backends.clock import Clock
 from backends.kube.client import KubeClient
@@ -54,8 +54,6 @@ from schemas.storage_config import Location, StorageConfig
 from schemas.trigger import ManualTrigger
 
 log = logging.getLogger(__name__)
-
-_SYNC_LIMIT_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import hashlib
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Final, TypeVar
@@ -118,8 +118,8 @@ class ComposedUpload:
         try:
             ask(require)
             # Parts are begun in order, so many at once: if none of the first is there, none is.
-            first = [self._stat(0, index) for index in range(min(len(ranges), self._connections))]
-            self._goes_on = any(self._all(pool, first, cancelled))
+            first = itertools.islice(self._names(len(ranges)), self._connections)
+            self._goes_on = any(self._all(pool, self._looks(first), cancelled))
             try:
                 return self._compose_parts(pool, ranges, if_generation_match, cancelled)
             except ObjectNotFound:
@@ -243,8 +243,8 @@ class ComposedUpload:
         )
 
     def _discard(self, pool: ThreadPoolExecutor, parts: int) -> None:
-        calls = [functools.partial(self._requests.stat, name) for name in self._names(parts)]
-        self._delete(pool, [info for info in self._all(pool, calls) if info is not None])
+        found = self._all(pool, self._looks(self._names(parts)))
+        self._delete(pool, [info for info in found if info is not None])
 
     def _names(self, parts: int) -> Iterator[str]:
         """Yield the names of all temporary objects that an upload of so many parts may make."""
@@ -256,8 +256,8 @@ class ComposedUpload:
                 return
             parts = -(-parts // COMPOSE_AT_ONCE)
 
-    def _stat(self, level: int, index: int) -> Callable[[], ObjectInfo | None]:
-        return functools.partial(self._requests.stat, self._temporary(level, index))
+    def _looks(self, names: Iterable[str]) -> list[Callable[[], ObjectInfo | None]]:
+        return [functools.partial(self._requests.stat, name) for name in names]
 
     def _temporary(self, level: int, index: int) -> str:
         return f"{self._stem}-{level}-{index:05d}"
